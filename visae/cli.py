@@ -1,0 +1,191 @@
+"""The `visae` command: each subcommand is a thin face over a function in `visae.workflows`.
+
+A function's signature is the one home of its options: their names, types and defaults become flags and YAML keys, and
+its docstring becomes the help.
+"""
+
+import ast
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, field, is_dataclass, make_dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+COMMANDS = {
+    "demo": "visae.workflows.demo:demo",
+    "models": "visae.workflows.listing:models",
+    "sites": "visae.workflows.listing:sites",
+    "estimate": "visae.workflows.estimate:estimate",
+    "extract": "visae.workflows.extract:extract",
+    "train": "visae.workflows.train:train",
+    "heatmap": "visae.workflows.heatmap:heatmap",
+    "report": "visae.workflows.report:report",
+    "bench extract": "visae.workflows.bench:extract",
+    "bench store": "visae.workflows.bench:store",
+    "bench codes": "visae.workflows.bench:codes",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status (2 for a mistake of the user, with one clear message)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = " ".join(arguments[: 2 if arguments[:1] == ["bench"] else 1])
+    if name in ("", "-h", "--help", "bench", "bench --help", "bench -h"):
+        _say(overview(prefix="bench" if name.startswith("bench") else ""))
+        return 0
+    if name == "--version":
+        _say(import_module("visae").__version__)
+        return 0
+    try:
+        function = command(name)
+        options = resolve(function, arguments[len(name.split()) :], f"visae {name}")
+        _say(f"# visae {name}\n{to_yaml(options)}", sys.stderr)
+        _say(render(function(**options)))
+    except (ValueError, LookupError, OSError, ImportError, RuntimeError) as error:
+        if os.environ.get("VISAE_TRACEBACK"):
+            raise
+        _say(f"visae {name}: error: {error}\n(VISAE_TRACEBACK=1 shows where)", sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        _say(f"visae {name}: stopped; run the same command again to go on from where it was", sys.stderr)
+        return 130
+    return 0
+
+
+def command(name: str) -> Callable[..., Any]:
+    """The function behind a command."""
+    if name not in COMMANDS:
+        from visae.registry import UnknownName
+
+        raise UnknownName("command", name, COMMANDS, "`visae --help` says what each does.")
+    module, function = COMMANDS[name].split(":")
+    return getattr(import_module(module), function)
+
+
+def overview(prefix: str = "") -> str:
+    """What `visae --help` prints. Docstrings are read without importing, so that help comes at once."""
+    lines = ["visae: train sparse autoencoders on vision models and see where their features live", ""]
+    for name, target in COMMANDS.items():
+        if name.startswith(prefix):
+            lines.append(f"  visae {name:<15} {_first_line(*target.split(':'))}")
+    lines += ["", "visae COMMAND --help explains a command with an example. Every command also takes a YAML file",
+              "(visae train run.yaml --steps 500): its keys are the flags, and flags on the command line win."]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _first_line(module: str, function: str) -> str:
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"{module} is missing from this installation: install visae again")
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf8"))
+    found = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
+    return (ast.get_docstring(found) or "").partition("\n")[0]
+
+
+def resolve(function: Callable[..., Any], arguments: list[str], program: str) -> dict[str, Any]:
+    """Options of a call: the function's defaults, then a YAML file if one is named, then flags.
+
+    Raises:
+        ValueError: for a YAML file that cannot be read, unknown keys or wrong types, each named.
+    """
+    import tyro
+
+    config = config_class(function)
+    given: dict[str, Any] = {}
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        given = read_yaml(config, Path(arguments.pop(0)))
+    help_text = inspect.cleandoc(function.__doc__ or "").split("\nArgs:")[0].strip()
+    default = config(**given) if given or not _required(function) else tyro.MISSING
+    chosen = tyro.cli(config, args=arguments, prog=program, description=help_text, default=default)
+    return {name: getattr(chosen, name) for name in inspect.signature(function).parameters}
+
+
+def _required(function: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.default is inspect.Parameter.empty]
+
+
+def config_class(function: Callable[..., Any]) -> type:
+    """A strict pydantic dataclass with the parameters of a function and the help of its docstring."""
+    import docstring_parser
+    import pydantic
+    import tyro
+
+    told = {p.arg_name: p.description or "" for p in docstring_parser.parse(function.__doc__ or "").params}
+    rows: list[tuple[str, Any, Any]] = []
+    for parameter in inspect.signature(function).parameters.values():
+        default = parameter.default
+        kind = Annotated[parameter.annotation, tyro.conf.arg(help=told.get(parameter.name, ""))]
+        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:  # keyword-only parameters become flags
+            kind = Annotated[kind, tyro.conf.Positional]
+        if default is inspect.Parameter.empty:
+            rows.append((parameter.name, kind, field()))
+        elif isinstance(default, dict | list):
+            rows.append((parameter.name, kind, field(default_factory=lambda value=default: type(value)(value))))
+        else:
+            rows.append((parameter.name, kind, field(default=default)))
+    plain = make_dataclass(function.__name__.title(), rows, kw_only=True)
+    plain.__doc__ = function.__doc__
+    return pydantic.dataclasses.dataclass(plain, config=pydantic.ConfigDict(extra="forbid"))  # type: ignore[arg-type]
+
+
+def read_yaml(config: type, path: Path) -> dict[str, Any]:
+    """Options from a YAML file, checked against the command's own.
+
+    Raises:
+        ValueError: names every key that is unknown, missing or of the wrong type.
+    """
+    import pydantic
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read the configuration {path}: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} should map option names to values, got {type(data).__name__}")
+    try:
+        checked = pydantic.TypeAdapter(config).validate_python(data)
+    except pydantic.ValidationError as error:
+        known = ", ".join(config.__dataclass_fields__)  # type: ignore[attr-defined]
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"{path}: {wrong}. Options are: {known}") from error
+    return {name: getattr(checked, name) for name in data}
+
+
+def to_yaml(options: dict[str, Any]) -> str:
+    """Options as YAML that `read_yaml` reads back."""
+    import yaml
+
+    return yaml.safe_dump({name: _plain(value) for name, value in options.items()}, sort_keys=False).rstrip()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {k: _plain(v) for k, v in asdict(value).items()}
+    return value
+
+
+def render(result: Any) -> str:
+    """What a command prints of what its function returned."""
+    if result is None:
+        return ""
+    return "\n".join(map(str, result)) if isinstance(result, list | tuple) else str(result)
+
+
+def _say(text: str, stream: Any = None) -> None:
+    if text:
+        (stream or sys.stdout).write(text + "\n")
+        (stream or sys.stdout).flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

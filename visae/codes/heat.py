@@ -1,0 +1,115 @@
+"""Codes of images that are not in any table: one forward pass through the model, then the dictionary on the patches."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from visae.codes.table import rank_latents
+from visae.geometry import Geometry
+from visae.sites import Site
+
+if TYPE_CHECKING:
+    from visae.model import AdaptedModel
+
+
+@dataclass(frozen=True)
+class ImageCodes:
+    """Codes of the patches of one image.
+
+    Attributes:
+        latent: `[m]` int64, latents of the non-zero codes.
+        value: `[m]` float32, their values.
+        patch: `[m]` int64, the patch of each, row by row on the grid.
+        norm: `[F]` float32, length of each latent's direction.
+        geometry: from the grid to the pixels.
+        image_hw: height and width of the image.
+    """
+
+    latent: np.ndarray
+    value: np.ndarray
+    patch: np.ndarray
+    norm: np.ndarray
+    geometry: Geometry
+    image_hw: tuple[int, int]
+
+    def grids(self, latents: Sequence[int]) -> np.ndarray:
+        """Values `[L, h, w]` of some latents on the token grid.
+
+        Raises:
+            IndexError: if the dictionary has no such latent.
+        """
+        if wrong := [j for j in latents if not 0 <= j < len(self.norm)]:
+            raise IndexError(f"latent {wrong[0]} of a dictionary of {len(self.norm)}, counted from 0")
+        out = np.zeros((len(latents), *self.geometry.grid), np.float32)
+        for plane, j in zip(out.reshape(len(latents), -1), latents, strict=True):
+            hit = self.latent == j
+            plane[self.patch[hit]] = self.value[hit]
+        return out
+
+    def heat(self, latents: Sequence[int], mode: Literal["nearest", "bilinear"] = "bilinear") -> np.ndarray:
+        """Values `[L, H, W]` of some latents on the pixels of the image, 0 where the model saw nothing."""
+        return self.geometry.to_image(self.grids(latents), self.image_hw, mode)
+
+    def strongest(self, n: int = 8) -> tuple[np.ndarray, np.ndarray]:
+        """The latents that add most to some patch, and their values: ranked by |value| times direction norm."""
+        return rank_latents(self.latent, self.value, self.norm, n)
+
+
+def encode_images(model: "AdaptedModel", sae: nn.Module, images: Iterable[Image.Image], *, site: Site | str | None = None,
+                  batch: int = 16) -> Iterator[ImageCodes]:
+    """Codes of the patches of each image, in order.
+
+    Args:
+        model: the network that the dictionary was trained on.
+        sae: a dictionary; its card names the site unless `site` does.
+        images: RGB pictures of any size.
+        site: where to read, if not where the card says.
+        batch: images per forward pass.
+
+    Raises:
+        ValueError: if no site is known, or the site has no grid.
+    """
+    place = model.site(site if site is not None else card_site(sae))
+    geometry = model.geometry(place)
+    device = next(sae.parameters()).device
+    norm = sae.directions().detach().float().norm(dim=1).cpu().numpy()
+    from visae.sites import tap
+
+    remaining = iter(images)
+    while group := list(islice(remaining, batch)):
+        with torch.inference_mode(), tap(model, place) as taps:
+            model.forward(model.preprocess(group))
+            patches = taps[place.name][:, len(place.prefix) :].to(device)
+            codes = sae.encode(patches.flatten(0, 1))
+        shape = (len(group), patches.shape[1], -1)
+        indices, values = codes.indices.cpu().view(shape).numpy(), codes.values.float().cpu().view(shape).numpy()
+        for image, index, value in zip(group, indices, values, strict=True):
+            patch, slot = np.nonzero((index >= 0) & (value != 0))
+            yield ImageCodes(index[patch, slot], value[patch, slot], patch, norm, geometry, (image.height, image.width))
+
+
+def heat_maps(model: "AdaptedModel", sae: nn.Module, images: Iterable[Image.Image], latents: Sequence[int], *,
+              site: Site | str | None = None, mode: Literal["nearest", "bilinear"] = "bilinear",
+              batch: int = 16) -> Iterator[np.ndarray]:
+    """Maps `[L, H, W]` of some latents on the pixels of each image; `encode_images` has the arguments."""
+    for codes in encode_images(model, sae, images, site=site, batch=batch):
+        yield codes.heat(latents, mode)
+
+
+def card_site(sae: Any) -> str:
+    """Name of the site that a dictionary's card tells.
+
+    Raises:
+        ValueError: if it has no card.
+    """
+    card = getattr(sae, "card", None)
+    if card is None:
+        raise ValueError("this dictionary has no card that names a site: pass site=..., e.g. site='blocks.9'")
+    site = card.site
+    return site["name"] if isinstance(site, dict) else getattr(site, "name", site)

@@ -1,0 +1,135 @@
+"""The fast tier of stock torch operations: no graph over `[n, F]`, gradients from the k entries of a row only.
+
+One dense product is left per step, the encoder's. Its result goes into a buffer that lives as long as the trainer,
+in bfloat16 where the machine multiplies that faster; the values kept are then computed again in float32, so bfloat16
+decides only which latents are kept, among near-ties.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from visae.ops.rules import Rule
+from visae.ops.sparse import Coded, Dense, Pattern, Ragged
+
+
+def gather_sum(table: Tensor, index: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """`out[r] = sum of weights[e] * table[index[e]]` over the entries e of `offsets[r]:offsets[r + 1]`."""
+    return F.embedding_bag(index, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
+
+
+def entry_dots(left: Tensor, right: Tensor, pattern: Pattern) -> Tensor:
+    """`<left[row], right[column]>` for every entry of a pattern, `[m]`, without gathering rows.
+
+    This is what torch computes for the gradient of `per_sample_weights` of an embedding bag; measured here 5 to 18
+    times faster than a gather and a batched product.
+    """
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        left, right, pattern.columns, pattern.offsets[:-1], pattern.rows, 0
+    )
+
+
+def row_gradients(inputs: Tensor, pattern: Pattern, factors: Tensor) -> Tensor:
+    """`[F, d]`: for each latent the sum over its entries of `factors[e] * inputs[row of e]`."""
+    order, rows, offsets = pattern.by_latent
+    return gather_sum(inputs, rows, offsets, factors[order])
+
+
+class _Encoded(torch.autograd.Function):
+    """Values picked out of a linear encoder, with the sparse backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, pattern: Pattern,
+                values: Tensor) -> Tensor:
+        ctx.pattern = pattern
+        ctx.save_for_backward(u, weight, shift)
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (grad,) = grads
+        u, weight, shift = ctx.saved_tensors
+        wants_u, wants_weight, wants_bias, wants_shift = ctx.needs_input_grad[:4]
+        pattern, grad = ctx.pattern, grad.contiguous()
+        to_u = gather_sum(weight, pattern.columns, pattern.offsets, grad) if wants_u else None
+        to_weight = row_gradients(u - shift, pattern, grad) if wants_weight else None
+        summed = torch.zeros_like(weight[:, 0]).index_add_(0, pattern.columns, grad)
+        # every row of the batch sees the same shift: one matrix-vector product instead of a dense one
+        to_shift = -(summed @ weight) if wants_shift else None
+        return to_u, to_weight, summed if wants_bias else None, to_shift, None, None
+
+
+class _Decoded(torch.autograd.Function):
+    """Sparse codes times a dictionary, with the sparse backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
+        ctx.pattern = pattern
+        ctx.save_for_backward(values, weight)
+        return gather_sum(weight, pattern.columns, pattern.offsets, values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (grad,) = grads
+        values, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        to_values = entry_dots(grad, weight, ctx.pattern) if ctx.needs_input_grad[0] else None
+        to_weight = row_gradients(grad, ctx.pattern, values) if ctx.needs_input_grad[1] else None
+        return to_values, to_weight, None
+
+
+class Eager:
+    """Sparse forward and backward from stock torch operations.
+
+    Args:
+        precision: `fp32` or `bf16`, of the encoder's matrix product; inputs of another dtype than float32 (float64 in
+            tests) are multiplied as they are.
+    """
+
+    name = "eager"
+
+    def __init__(self, precision: str = "fp32"):
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision of the encoder product is fp32 or bf16, got {precision!r}")
+        self.precision = precision
+        self._buffers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Pre-activations `[n, F]` in the buffer, overwritten by the next call."""
+        dtype = torch.bfloat16 if self.precision == "bf16" and x.dtype == torch.float32 else x.dtype
+        size = x.shape[0] * weight.shape[0]
+        buffer = self._buffers.get((dtype, x.device))
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[dtype, x.device] = torch.empty(size, dtype=dtype, device=x.device)
+        out = buffer[:size].view(x.shape[0], weight.shape[0])
+        return torch.addmm(bias.to(dtype), x.to(dtype), weight.to(dtype).T, out=out)
+
+    def encode_select(self, u: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, rule: Rule,
+                      among: Tensor | None = None) -> Coded:
+        """See `visae.ops.base.Ops`."""
+        with torch.no_grad():
+            x = u - shift
+            rows, offset = (weight, bias) if among is None else (weight[among], bias[among])
+            pre = self._product(x, rows, offset)
+            pattern = rule.pick(pre)
+            if pre.dtype == x.dtype:
+                values = pre[pattern.rows, pattern.columns]
+            else:
+                values = entry_dots(x, rows, pattern) + offset[pattern.columns]
+            if among is not None:
+                pattern = Pattern(among[pattern.columns], pattern.offsets, weight.shape[0])
+        values = _Encoded.apply(u, weight, bias, shift, pattern, values)
+        return Ragged(pattern, values if rule.signed else values.relu())
+
+    def select(self, pre: Tensor, rule: Rule) -> Coded:
+        """See `visae.ops.base.Ops`."""
+        pattern = rule.pick(pre.detach())
+        values = pre[pattern.rows, pattern.columns]
+        return Ragged(pattern, values if rule.signed else values.relu())
+
+    def decode(self, codes: Coded, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See `visae.ops.base.Ops`."""
+        out = codes.values @ weight if isinstance(codes, Dense) else _Decoded.apply(codes.values, weight, codes.pattern)
+        return out if bias is None else out + bias

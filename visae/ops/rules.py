@@ -1,0 +1,119 @@
+"""Which pre-activations become codes. Each rule has a plain definition (`mask`) and a fast twin that must equal it."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from visae.ops.sparse import Pattern
+
+GROUP = 16
+"""Columns per group in the two-stage top-k; measured best for 2 048 to 12 288 latents on a CPU."""
+SAMPLE = 512
+"""Entries above the guessed threshold that the sample of `BatchTopK.pick` should hold."""
+
+
+class Rule(Protocol):
+    """How a batch of pre-activations `[n, F]` is thinned out."""
+
+    signed: bool
+
+    def mask(self, pre: Tensor) -> Tensor:
+        """`[n, F]` bool of the entries kept: the definition."""
+        ...
+
+    def pick(self, pre: Tensor) -> Pattern:
+        """The same entries, found faster and without a tensor of the size of `pre`."""
+        ...
+
+
+def top(x: Tensor, k: int) -> Tensor:
+    """Columns `[n, k]` of the k largest entries of each row of `[n, F]`, in no order.
+
+    On a CPU in two stages: the k largest of a row lie in the k groups of columns with the largest maxima (an entry
+    outside them is beaten by k maxima), so only those groups are searched. Equal up to ties.
+    """
+    n, width = x.shape
+    groups = width // GROUP
+    if x.device.type != "cpu" or width % GROUP or groups < 4 * k:
+        return x.topk(min(k, width), dim=1, sorted=False).indices
+    best = x.view(n, GROUP, groups).amax(1).topk(k, dim=1, sorted=False).indices
+    stride = torch.arange(GROUP, device=x.device) * groups
+    candidates = (best[:, None, :] + stride[None, :, None]).reshape(n, -1)
+    return candidates.gather(1, x.gather(1, candidates).topk(k, dim=1, sorted=False).indices)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k largest of each row; by absolute value where `signed`."""
+
+    k: int
+    signed: bool = False
+
+    def mask(self, pre: Tensor) -> Tensor:
+        """See `Rule`."""
+        key = pre.abs() if self.signed else pre
+        chosen = key.topk(min(self.k, key.shape[1]), dim=1).indices
+        return torch.zeros_like(key, dtype=torch.bool).scatter_(1, chosen, True)
+
+    def pick(self, pre: Tensor) -> Pattern:
+        """See `Rule`."""
+        return Pattern.rectangular(top(pre.abs() if self.signed else pre, self.k), pre.shape[1])
+
+
+@dataclass(frozen=True)
+class BatchTopK:
+    """The `n * k` largest of the whole batch `[n, F]` (BatchTopK, Bussmann et al. 2024; the same as Mutual Choice)."""
+
+    k: float
+    signed: bool = False
+
+    def _count(self, pre: Tensor) -> int:
+        return min(int(self.k * pre.shape[0]), pre.numel())
+
+    def mask(self, pre: Tensor) -> Tensor:
+        """See `Rule`."""
+        key = (pre.abs() if self.signed else pre).reshape(-1)
+        chosen = key.topk(self._count(pre)).indices
+        return torch.zeros_like(key, dtype=torch.bool).index_fill_(0, chosen, True).view(pre.shape)
+
+    def pick(self, pre: Tensor) -> Pattern:
+        """See `Rule`. On a CPU a threshold guessed from a sample leaves few candidates; the result is exact."""
+        key = (pre.abs() if self.signed else pre).reshape(-1)
+        count = self._count(pre)
+        flat = self._candidates(key, count) if pre.device.type == "cpu" else None
+        if flat is None:
+            flat = key.topk(count, sorted=False).indices
+        else:
+            flat = flat[key[flat].topk(count, sorted=False).indices]
+        flat = flat.sort().values
+        rows = torch.div(flat, pre.shape[1], rounding_mode="floor")
+        offsets = torch.zeros(pre.shape[0] + 1, dtype=torch.int64, device=pre.device)
+        offsets[1:].index_add_(0, rows, torch.ones_like(rows))
+        return Pattern(flat - rows * pre.shape[1], offsets.cumsum(0), pre.shape[1])
+
+    def _candidates(self, key: Tensor, count: int) -> Tensor | None:
+        share = count / key.numel()
+        step = max(1, int(key.numel() * share / SAMPLE)) | 1  # odd, so that it does not stay on the same columns
+        sample = key[::step].float()
+        wanted = min(int(1.3 * share * sample.numel()) + 8, sample.numel())
+        guess = sample.kthvalue(sample.numel() - wanted + 1).values
+        found = (key >= guess.to(key.dtype)).nonzero()[:, 0]
+        return found if found.numel() >= count else None
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Every entry above a threshold, a scalar or `[F]`: how batch rules and JumpReLU work at inference."""
+
+    threshold: Tensor
+    signed: bool = False
+
+    def mask(self, pre: Tensor) -> Tensor:
+        """See `Rule`."""
+        return (pre.abs() if self.signed else pre) > self.threshold
+
+    def pick(self, pre: Tensor) -> Pattern:
+        """See `Rule`."""
+        return Pattern.of_mask(self.mask(pre))

@@ -1,0 +1,124 @@
+"""Codes inside a training step: `Dense` for the oracle and for dense objectives, `Ragged` for the sparse path."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+class Pattern:
+    """Where a batch of sparse codes is not zero: entries row after row, as in a CSR matrix.
+
+    Attributes:
+        columns: `[m]` int64 latent of each entry.
+        offsets: `[n + 1]` int64; the entries of row r are `offsets[r]:offsets[r + 1]`.
+        n_latents: width F of the codes.
+    """
+
+    def __init__(self, columns: Tensor, offsets: Tensor, n_latents: int):
+        self.columns = columns
+        self.offsets = offsets
+        self.n_latents = n_latents
+
+    @classmethod
+    def rectangular(cls, indices: Tensor, n_latents: int) -> "Pattern":
+        """Pattern of `[n, k]` latents, k in every row."""
+        n, k = indices.shape
+        return cls(indices.reshape(-1), torch.arange(0, n * k + 1, k, device=indices.device), n_latents)
+
+    @classmethod
+    def of_mask(cls, mask: Tensor) -> "Pattern":
+        """Pattern of the true entries of a `[n, F]` mask."""
+        offsets = torch.zeros(mask.shape[0] + 1, dtype=torch.int64, device=mask.device)
+        torch.cumsum(mask.sum(1), 0, out=offsets[1:])
+        return cls(mask.nonzero()[:, 1].contiguous(), offsets, mask.shape[1])
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the batch."""
+        return self.offsets.shape[0] - 1
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """`[m]` int64 row of each entry."""
+        counts = self.offsets[1:] - self.offsets[:-1]
+        every = torch.arange(self.n_rows, device=self.columns.device)
+        return torch.repeat_interleave(every, counts, output_size=self.columns.shape[0])
+
+    @cached_property
+    def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The transposed pattern: `order` `[m]` of the entries latent after latent, their rows, offsets `[F + 1]`.
+
+        The sort is stable, so sums over a latent's entries are taken in the order of the rows, the same every time.
+        """
+        order = torch.sort(self.columns.to(torch.int32), stable=True).indices
+        offsets = torch.zeros(self.n_latents + 1, dtype=torch.int64, device=self.columns.device)
+        ones = torch.ones_like(self.columns)
+        offsets[1:].index_add_(0, self.columns, ones)
+        return order, self.rows[order], offsets.cumsum(0)
+
+
+@dataclass
+class Ragged:
+    """Sparse codes of a batch that autograd can follow: a pattern and one value per entry `[m]`."""
+
+    pattern: Pattern
+    values: Tensor
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the batch."""
+        return self.pattern.n_rows
+
+    def fired(self) -> Tensor:
+        """`[F]` bool: which latents are not zero somewhere in the batch."""
+        hits = torch.zeros(self.pattern.n_latents, dtype=torch.bool, device=self.values.device)
+        return hits.index_fill_(0, self.pattern.columns[self.values != 0], True) if self.values.device.type == "cpu" \
+            else hits.scatter_reduce(0, self.pattern.columns, self.values != 0, "amax")
+
+    def l0(self) -> Tensor:
+        """Mean number of non-zero codes per row, a scalar."""
+        return (self.values != 0).sum() / self.n_rows
+
+    def l1(self, weights: Tensor | None = None) -> Tensor:
+        """Mean over rows of the sum of |value|, times a weight `[F]` per latent where given."""
+        size = self.values.abs()
+        return (size if weights is None else size * weights[self.pattern.columns]).sum() / self.n_rows
+
+    def to_dense(self) -> Tensor:
+        """`[n, F]`, differentiable in the values."""
+        out = torch.zeros(self.n_rows, self.pattern.n_latents, dtype=self.values.dtype, device=self.values.device)
+        return out.index_put((self.pattern.rows, self.pattern.columns), self.values)
+
+
+@dataclass
+class Dense:
+    """Codes of a batch as a `[n, F]` tensor: what the oracle and the dense objectives use."""
+
+    values: Tensor
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the batch."""
+        return self.values.shape[0]
+
+    def fired(self) -> Tensor:
+        """`[F]` bool: which latents are not zero somewhere in the batch."""
+        return (self.values != 0).any(0)
+
+    def l0(self) -> Tensor:
+        """Mean number of non-zero codes per row, a scalar."""
+        return (self.values != 0).sum() / self.n_rows
+
+    def l1(self, weights: Tensor | None = None) -> Tensor:
+        """Mean over rows of the sum of |value|, times a weight `[F]` per latent where given."""
+        size = self.values.abs()
+        return (size if weights is None else size * weights).sum() / self.n_rows
+
+    def to_dense(self) -> Tensor:
+        """`[n, F]`."""
+        return self.values
+
+
+Coded = Ragged | Dense

@@ -1,0 +1,134 @@
+"""Activation parts: from pre-activations to codes."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from visae import ops
+from visae.ops import Coded, Ragged, Rule
+
+
+class Activation(nn.Module):
+    """Base of the activation parts.
+
+    A part either thins out by a rule (`rule` returns one; the kernels keep codes sparse) or is a dense function
+    (`rule` returns None and `forward` is used).
+
+    Attributes:
+        signed: whether codes may be negative.
+        k: codes per token the part aims at; None where it has no such number.
+    """
+
+    signed: bool = False
+    k: float | None = None
+
+    def rule(self) -> Rule | None:
+        """The rule now: parts may differ between training and inference (`self.training`)."""
+        return None
+
+    def forward(self, pre: Tensor) -> Tensor:
+        """Dense codes `[n, F]` from pre-activations `[n, F]`, for parts without a rule."""
+        raise TypeError(f"{type(self).__name__} has neither a rule nor a forward")
+
+    def observe(self, codes: Coded) -> None:
+        """Sees the codes of every training step (for running thresholds)."""
+
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Sets what inference needs from pre-activations `[n, F]` of held-out batches, after training."""
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether `calibrate` does something."""
+        return type(self).calibrate is not Activation.calibrate
+
+
+def check_k(k: float, n_latents: int) -> None:
+    """Refuses a k that no dictionary of this width can have.
+
+    Raises:
+        ValueError: with the range.
+    """
+    if not 0 < k <= n_latents:
+        raise ValueError(f"k is the number of codes per token, between 1 and n_latents = {n_latents}; got {k}")
+
+
+class TopK(Activation):
+    """`z = ReLU(a)` on the k largest entries of a row, 0 elsewhere (Makhzani and Frey 2013; Gao et al. 2024)."""
+
+    def __init__(self, k: int, n_latents: int):
+        super().__init__()
+        check_k(k, n_latents)
+        if k != int(k):
+            raise ValueError(f"topk keeps a whole number of codes per token, got k = {k}; batch_topk takes fractions")
+        self.k = int(k)
+
+    def rule(self) -> Rule:
+        """See `Activation.rule`."""
+        return ops.TopK(int(self.k or 1))
+
+
+class BatchTopK(Activation):
+    """Training keeps the `n * k` largest entries of a batch; inference every entry above `threshold`.
+
+    Inference so does not depend on what else is in the batch (Bussmann et al. 2024). While training, `threshold`
+    follows the batches' smallest kept value with rate `rate`; `calibrate` replaces it by the exact quantile at which
+    held-out tokens keep k codes on average. A running minimum alone is biased or slow, and both shift L0.
+
+    Args:
+        k: mean codes per token; may be a fraction.
+        n_latents: width of the dictionary.
+        rate: of the running estimate.
+    """
+
+    threshold: Tensor
+    seen: Tensor
+
+    def __init__(self, k: float, n_latents: int, rate: float = 0.05):
+        super().__init__()
+        check_k(k, n_latents)
+        self.k, self.rate = k, rate
+        self.register_buffer("threshold", torch.tensor(0.0))
+        self.register_buffer("seen", torch.tensor(0, dtype=torch.int64))
+
+    def rule(self) -> Rule:
+        """See `Activation.rule`."""
+        return ops.BatchTopK(float(self.k or 1)) if self.training else ops.Threshold(self.threshold)
+
+    @torch.no_grad()
+    def observe(self, codes: Coded) -> None:
+        """Moves the running threshold; the first batches count fully, so there is no start-up bias."""
+        values = codes.values if isinstance(codes, Ragged) else codes.to_dense()
+        lowest = torch.where(values > 0, values, torch.inf).min()
+        self.seen += 1
+        rate = torch.clamp(1 / self.seen.to(self.threshold.dtype), min=self.rate)
+        moved = torch.lerp(self.threshold, lowest.to(self.threshold.dtype), rate)
+        self.threshold.copy_(torch.where(torch.isfinite(lowest), moved, self.threshold))
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Sets `threshold` to the value that exactly `k` codes per token of these batches exceed.
+
+        Raises:
+            ValueError: if no batch comes.
+        """
+        highest, rows = [], 0
+        for pre in batches:
+            rows += pre.shape[0]
+            flat = pre.relu().reshape(-1)
+            # no batch holds four times its share of the highest values unless batches differ wildly
+            highest.append(flat.topk(min(int(4 * (self.k or 1) * pre.shape[0]) + 1, flat.numel()), sorted=False).values)
+        if not rows:
+            raise ValueError("calibrating the threshold needs at least one batch of held-out tokens, got none")
+        values = torch.cat(highest)
+        wanted = min(int((self.k or 1) * rows), values.numel() - 1)
+        ordered = values.topk(wanted + 1).values
+        self.threshold.copy_((ordered[wanted - 1] + ordered[wanted]) / 2)
+
+
+class ReLU(Activation):
+    """`z = max(0, a)`; sparse only through a penalty."""
+
+    def forward(self, pre: Tensor) -> Tensor:
+        """See `Activation.forward`."""
+        return pre.relu()

@@ -1,0 +1,212 @@
+"""`Dictionary`: a sparse autoencoder put together from an encoder, an activation, atoms, a decode scheme, penalties."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from visae.ops import Coded, Dense, Eager, Ops, Ragged, Rule
+from visae.sae.activations import Activation
+from visae.sae.codes import Codes
+from visae.sae.decoders import Decoder
+from visae.sae.encoders import Encoder
+from visae.sae.penalties import Pass, Penalty
+from visae.sae.schemes import Plain
+
+if TYPE_CHECKING:
+    from visae.sae.card import Card
+
+CELLS = 2**25
+"""Pre-activations that `encode` holds at a time (128 MiB in float32); longer inputs go through in chunks."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What `Dictionary.losses` found on one batch.
+
+    Attributes:
+        terms: name to weighted loss term; the loss is their sum. `recon` is always there.
+        codes: the codes of the batch.
+        recon: `[n, d]` reconstruction in the space of normalised inputs.
+    """
+
+    terms: dict[str, Tensor]
+    codes: Coded
+    recon: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The loss."""
+        return torch.stack(list(self.terms.values())).sum()
+
+
+class Dictionary(nn.Module):
+    """A sparse autoencoder.
+
+    Inputs are centred and scaled inside: `u = (x - mean) * scale` with `E|u|^2 = d`; codes and atoms live in that
+    space, `decode` and `directions` come back to the space of x. Mean and scale are buffers: no script can lose them.
+
+    Args:
+        kind: name in the registry of kinds.
+        d: length of an input.
+        n_latents: width F.
+        encoder: see `visae.sae.encoders`.
+        activation: see `visae.sae.activations`.
+        decoder: see `visae.sae.decoders`.
+        scheme: see `visae.sae.schemes`.
+        penalties: see `visae.sae.penalties`.
+        options: what the kind was made with, for the card.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    samples_since_fired: Tensor
+
+    def __init__(self, kind: str, d: int, n_latents: int, *, encoder: Encoder, activation: Activation,
+                 decoder: Decoder, scheme: nn.Module | None = None, penalties: Sequence[Penalty] = (),
+                 options: dict[str, Any] | None = None):
+        super().__init__()
+        self.kind, self.d, self.n_latents = kind, d, n_latents
+        self.options = dict(options or {})
+        self.encoder, self.activation, self.decoder = encoder, activation, decoder
+        self.scheme = scheme or Plain()
+        self.penalties = nn.ModuleList(penalties)
+        self.card: Card | None = None
+        self.register_buffer("mean", torch.zeros(d))
+        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("samples_since_fired", torch.zeros(n_latents, dtype=torch.int64))
+
+    @property
+    def signed(self) -> bool:
+        """Whether codes may be negative."""
+        return self.activation.signed
+
+    @property
+    def W_enc(self) -> Tensor:
+        """`[F, d]` encoder rows, for kinds with a linear encoder."""
+        return self.encoder.weight
+
+    @property
+    def b_enc(self) -> Tensor:
+        """`[F]` encoder bias, likewise."""
+        return self.encoder.bias
+
+    @property
+    def W_dec(self) -> Tensor:
+        """`[F, d]` atoms in the space of normalised inputs."""
+        return self.decoder.atoms()
+
+    @property
+    def b_dec(self) -> Tensor:
+        """`[d]` decoder bias, in the same space."""
+        return self.decoder.bias
+
+    def unit_parameters(self) -> set[str]:
+        """Names of the parameters whose rows the optimiser keeps at length 1."""
+        return {f"decoder.{name}" for name in self.decoder.unit}
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """`u [n, d]` in the parameters' dtype from raw inputs of any float dtype.
+
+        Raises:
+            ValueError: if the inputs are not `[n, d]` of this dictionary's d.
+        """
+        if x.ndim != 2 or x.shape[1] != self.d:
+            raise ValueError(f"this {self.kind} dictionary takes tokens [n, {self.d}]; got {list(x.shape)}")
+        return (x.to(self.mean.dtype) - self.mean) * self.scale
+
+    def restore(self, u: Tensor) -> Tensor:
+        """Reverse of `normalise`."""
+        return u / self.scale + self.mean
+
+    def select(self, u: Tensor, rule: Rule, ops: Ops, *, pre: Tensor | None = None,
+               among: Tensor | None = None) -> Coded:
+        """Codes of normalised inputs by a rule, through the sparse kernels where the encoder is linear."""
+        if self.encoder.linear and pre is None:
+            return ops.encode_select(u, self.encoder.weight, self.encoder.bias, self.decoder.bias, rule, among)
+        pre = self.encoder.pre(u, self.decoder.bias) if pre is None else pre
+        if among is None:
+            return ops.select(pre, rule)
+        inside = ops.select(pre[:, among], rule).to_dense()
+        return Dense(torch.zeros_like(pre).index_copy(1, among, inside))
+
+    def code(self, u: Tensor, ops: Ops) -> tuple[Coded, Tensor | None]:
+        """Codes of normalised inputs, and the pre-activations where they exist as a tensor of the graph."""
+        rule = self.activation.rule()
+        if rule is not None and self.encoder.linear:
+            return self.select(u, rule, ops), None
+        pre = self.encoder.pre(u, self.decoder.bias)
+        return (Dense(self.activation(pre)) if rule is None else ops.select(pre, rule)), pre
+
+    def losses(self, x: Tensor, ops: Ops, *, dead: Tensor | None = None, progress: float = 1.0) -> Losses:
+        """Every term of the training objective on raw inputs `[n, d]`.
+
+        Args:
+            x: tokens.
+            ops: the kernels to use.
+            dead: `[m]` int64 latents that count as dead now.
+            progress: share of the training budget spent.
+        """
+        u = self.normalise(x)
+        codes, pre = self.code(u, ops)
+        recon, loss = self.scheme(u, codes, self.decoder, ops)
+        run = Pass(self, u, pre, codes, recon, dead, progress, ops)
+        terms = {"recon": loss}
+        for penalty in self.penalties:
+            if (term := penalty(run)) is not None:
+                terms[penalty.name] = term
+        return Losses(terms, codes, recon)
+
+    @torch.no_grad()
+    def count(self, codes: Coded, samples: int | None = None) -> None:
+        """Counts samples since each latent fired (z != 0), after a training batch."""
+        self.samples_since_fired += codes.n_rows if samples is None else samples
+        self.samples_since_fired.masked_fill_(codes.fired(), 0)
+
+    def pre_activations(self, x: Tensor) -> Iterator[Tensor]:
+        """Pre-activations `[m, F]` of raw inputs, in chunks of bounded memory."""
+        for part in x.split(max(1, CELLS // self.n_latents)):
+            yield self.encoder.pre(self.normalise(part), self.decoder.bias)
+
+    def encode(self, x: Tensor) -> Codes:
+        """Codes of raw inputs `[n, d]`, by the rule of inference , in training mode too.
+
+        Differentiable; what comes out for a token does not depend on the others in the batch.
+        """
+        was = self.activation.training
+        self.activation.eval()
+        try:
+            ops = Eager()
+            parts = [Codes.of(self.code(self.normalise(part), ops)[0], self._capacity())
+                     for part in x.split(max(1, CELLS // self.n_latents))]
+        finally:
+            self.activation.train(was)
+        return Codes.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _capacity(self) -> int | None:
+        rule = self.activation.rule()
+        return getattr(rule, "capacity", None)
+
+    def decode(self, codes: Codes | Ragged) -> Tensor:
+        """Raw reconstructions `[n, d]` of codes; differentiable in values and atoms."""
+        ragged = codes.ragged() if isinstance(codes, Codes) else codes
+        return self.restore(Eager().decode(ragged, self.decoder.atoms(), self.decoder.bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstruction `[n, d]` of raw inputs, in the parameters' dtype."""
+        return self.decode(self.encode(x))
+
+    def directions(self) -> Tensor:
+        """`[F, d]`: what one unit of each code adds to a raw input."""
+        return self.decoder.atoms() / self.scale
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Sets what inference needs (thresholds) from raw held-out batches `[n, d]`."""
+        self.activation.calibrate(pre for x in batches for pre in self.pre_activations(x))
+
+    def extra_repr(self) -> str:
+        """One line for `print`."""
+        return f"kind={self.kind!r}, d={self.d}, n_latents={self.n_latents}"

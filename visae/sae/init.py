@@ -1,0 +1,97 @@
+"""Data-driven start of a dictionary: mean, scale, atoms near data points, an encoder of the right size."""
+
+import torch
+from torch import Tensor
+
+from visae.ops import Eager, unit_rows
+from visae.sae.dictionary import Dictionary
+from visae.sae.moments import Moments
+
+BLEND = 0.8
+"""Weight of the data point in an atom at the start; the rest is a random direction."""
+PROBE = 4096
+"""Rows used to fit the encoder's scale."""
+
+
+def check_moments(moments: Moments) -> None:
+    """Refuses inputs that cannot be normalised.
+
+    Raises:
+        ValueError: if there are fewer than two rows, a value is not finite, or the rows do not vary.
+    """
+    if moments.n < 2:
+        raise ValueError(f"the mean and scale of the inputs need at least 2 rows, got {moments.n}")
+    finite = torch.isfinite(moments.mean) & torch.isfinite(moments.squares)
+    if bad := int((~finite).sum()):
+        raise ValueError(
+            f"{bad} of {finite.numel()} input dimensions have a mean or variance that is not finite over the first "
+            f"{moments.n} rows: look for NaN or overflow in the activations (float16 overflows above 65504: use bfloat16)"
+        )
+    variance, size = moments.total / moments.n, float(moments.mean.square().sum())
+    if variance <= 1e-12 * size or variance == 0:
+        raise ValueError(
+            f"the inputs are constant: over the first {moments.n} rows the variance is {variance:.3g} and the squared "
+            f"mean {size:.3g}, so there is nothing to learn. Check the site and that the images differ"
+        )
+
+
+@torch.no_grad()
+def normalise(sae: Dictionary, moments: Moments) -> None:
+    """Sets the buffers `mean` and `scale` so that `E|u|^2 = d`.
+
+    Raises:
+        ValueError: see `check_moments`.
+    """
+    check_moments(moments)
+    sae.mean.copy_(moments.mean)
+    sae.scale.copy_(torch.tensor((sae.d * moments.n / moments.total) ** 0.5))
+
+
+@torch.no_grad()
+def initialise(sae: Dictionary, rows: Tensor, moments: Moments | None = None, seed: int = 0) -> None:
+    """Prepares a dictionary for training.
+
+    Atoms start at `0.8 * data point + 0.2 * random`, both of length 1, renormalised; the encoder starts as their
+    transpose times the one scalar that makes the first reconstruction best, `c = <u, r> / <r, r>` (rows of length 1
+    overshoot with k > 1, and the encoder would spend hundreds of steps on shrinking).
+
+    Args:
+        sae: the dictionary, of any kind.
+        rows: `[n, d]` raw data points to start from.
+        moments: of a longer stretch of the data; None takes them from `rows`.
+        seed: of the draws.
+
+    Raises:
+        ValueError: see `check_moments`.
+    """
+    if moments is None:
+        moments = Moments(sae.d)
+        moments.add(rows)
+    normalise(sae, moments)
+    rows = rows.to(sae.mean.device)
+    generator = torch.Generator().manual_seed(seed)
+    n = rows.shape[0]
+    draw = torch.cat([torch.randperm(n, generator=generator) for _ in range(-(-sae.n_latents // n))])[: sae.n_latents]
+    points = sae.normalise(rows[draw.to(rows.device)])
+    noise = torch.randn(points.shape, generator=generator).to(points)
+    unit_rows(points)
+    unit_rows(noise)
+    atoms = BLEND * points + (1 - BLEND) * noise
+    unit_rows(atoms)
+    sae.decoder.initialise(atoms)
+    sae.encoder.initialise(atoms)
+    _fit_scale(sae, rows[torch.randperm(n, generator=generator)[:PROBE].to(rows.device)])
+    sae.samples_since_fired.zero_()
+
+
+def _fit_scale(sae: Dictionary, rows: Tensor) -> None:
+    """Least-squares scale of the encoder on the probe rows."""
+    was = sae.training
+    sae.train()
+    u, ops = sae.normalise(rows), Eager()
+    recon = ops.decode(sae.code(u, ops)[0], sae.decoder.atoms(), None)
+    sae.train(was)
+    power = recon.square().sum()
+    factor = (u * recon).sum() / power
+    if bool(power > 0) and bool(factor > 0):
+        sae.encoder.rescale(factor)

@@ -1,0 +1,88 @@
+"""Places in a network: `Site` says which tensor, in the order of tokens that every other part of visae expects."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+SiteKind = Literal["output", "input", "delta", "attn_out", "heads", "head", "mlp_out", "final", "pooled"]
+Layout = Literal["NLC", "LNC", "NCHW", "NHWC", "NC"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One tensor of a model, found by a traced forward pass.
+
+    Attributes:
+        name: short alias, e.g. `blocks.9` or `blocks.9.attn_out`.
+        path: module path inside the native model, e.g. `visual.transformer.resblocks.9`.
+        kind: which tensor of that module; `delta` is its output minus its input.
+        layout: how the native tensor is laid out.
+        d: length of a token vector.
+        token_kinds: kind of every token in the sequence, e.g. `("cls", "patch", "patch", ...)`.
+        grid: rows and columns of the patch tokens (they come last, row by row); None where there is none.
+        stride: input pixels from one token to the next (rows, columns); None where there is no grid.
+        offset: input coordinate where token (0, 0) begins.
+        index: which element, where the module returns a tuple; None for a plain tensor.
+        head: which attention head (kind `head` only).
+        n_heads: attention heads of the module (kinds `heads` and `head`).
+    """
+
+    name: str
+    path: str
+    kind: SiteKind
+    layout: Layout
+    d: int
+    token_kinds: tuple[str, ...]
+    grid: tuple[int, int] | None = None
+    stride: tuple[float, float] | None = None
+    offset: tuple[float, float] = (0.0, 0.0)
+    index: int | None = None
+    head: int | None = None
+    n_heads: int | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the sequence."""
+        return len(self.token_kinds)
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """Kinds of the tokens before the patches."""
+        patches = self.grid[0] * self.grid[1] if self.grid else 0
+        return self.token_kinds[: len(self.token_kinds) - patches]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, for cards."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Site":
+        """Reverse of `to_dict`."""
+        keys = ("token_kinds", "grid", "stride", "offset")
+        tuples = {key: tuple(data[key]) if data.get(key) is not None else None for key in keys}
+        return cls(**{**data, **tuples})
+
+
+def to_tokens(native: Tensor, layout: Layout) -> Tensor:
+    """A view of a native tensor as `[n, t, d]`."""
+    if layout == "NLC":
+        return native
+    if layout == "LNC":
+        return native.transpose(0, 1)
+    if layout == "NCHW":
+        return native.flatten(2).transpose(1, 2)
+    if layout == "NHWC":
+        return native.flatten(1, 2)
+    return native.unsqueeze(1)
+
+
+def from_tokens(tokens: Tensor, native: Tensor, layout: Layout) -> Tensor:
+    """Tokens `[n, t, d]` back in the layout and shape of `native`."""
+    if layout == "NLC":
+        return tokens
+    if layout == "LNC":
+        return tokens.transpose(0, 1)
+    if layout == "NCHW":
+        return tokens.transpose(1, 2).reshape(native.shape)
+    return tokens.reshape(native.shape)
