@@ -120,7 +120,9 @@ def _crop_start(size: int, target: int, rounding: Rounding) -> int:
 class Geometry:
     """Maps pixels of an image of any size to the tokens of one site, both ways.
 
-    Token (r, c) of the grid covers input pixels `offset + r * stride` to `offset + (r + 1) * stride`.
+    Token (r, c) of the grid covers input pixels `offset + r * stride` to `offset + (r + 1) * stride`: the pixels that
+    are nearer to the centre of its receptive field than to any other. A convolution with padding puts the first centre
+    near the border, so `offset` may be negative; the outermost tokens then end where the image does (`reach`).
 
     Attributes:
         framing: how the image becomes the input.
@@ -128,6 +130,8 @@ class Geometry:
         stride: input pixels from one token to the next (rows, columns).
         offset: input coordinate where token (0, 0) begins.
         prefix: kinds of the tokens that precede the patches in the sequence, e.g. `("cls", "reg", "reg")`.
+        reach: part of the input that some token sees (top, left, bottom, right in input coordinates), to which the
+            outermost tokens are stretched or cut; None where the tokens are plain tiles.
     """
 
     framing: Framing
@@ -135,6 +139,7 @@ class Geometry:
     stride: tuple[float, float]
     offset: tuple[float, float] = (0.0, 0.0)
     prefix: tuple[str, ...] = ()
+    reach: tuple[float, float, float, float] | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -153,12 +158,20 @@ class Geometry:
     def edges(self, image_hw: HW) -> tuple[np.ndarray, np.ndarray]:
         """Borders of the token rows `[h + 1]` and columns `[w + 1]` in image coordinates."""
         placement = self.framing.place(image_hw)
-        return tuple(  # type: ignore[return-value]
-            (o + s * np.arange(n + 1) - shift) / scale
-            for o, s, n, shift, scale in zip(
-                self.offset, self.stride, self.grid, placement.offset, placement.scale, strict=True
-            )
+        rows, columns = (
+            (self._borders(axis) - shift) / scale
+            for axis, (shift, scale) in enumerate(zip(placement.offset, placement.scale, strict=True))
         )
+        return rows, columns
+
+    def _borders(self, axis: int) -> np.ndarray:
+        """Borders of the tokens along an axis, `[n + 1]` in input coordinates."""
+        borders = self.offset[axis] + self.stride[axis] * np.arange(self.grid[axis] + 1, dtype=np.float64)
+        if self.reach is not None:
+            low, high = self.reach[axis], self.reach[axis + 2]
+            borders[0], borders[-1] = low, high
+            borders = borders.clip(low, high)
+        return borders
 
     def token_box(self, row: int, column: int, image_hw: HW) -> tuple[float, float, float, float]:
         """Pixels of the image under one token, as x0, y0, x1, y1 (may reach past the image where it was padded)."""
@@ -170,7 +183,8 @@ class Geometry:
         rows, columns = self.edges(mask.shape)  # type: ignore[arg-type]
         by_row, by_column = _overlap(rows, mask.shape[0]), _overlap(columns, mask.shape[1])
         area = np.outer(np.diff(rows), np.diff(columns))
-        return (by_row @ mask.astype(np.float64) @ by_column.T / area).astype(np.float32)
+        covered = by_row @ mask.astype(np.float64) @ by_column.T
+        return np.divide(covered, area, out=np.zeros_like(covered), where=area > 0).astype(np.float32)
 
     def regions(self, regions: np.ndarray) -> np.ndarray:
         """Region `[h, w]` (int64) that covers most of each token, from an integer map `[H, W]`; 0 is background."""
@@ -197,17 +211,20 @@ class Geometry:
 
     def seen(self, image_hw: HW) -> np.ndarray:
         """Pixels `[H, W]` (bool) of the image whose centre falls on some token."""
-        inside = [
-            (u >= -0.5) & (u < n - 0.5)
-            for u, n in zip((self._sample(image_hw, 0), self._sample(image_hw, 1)), self.grid, strict=True)
-        ]
+        inside = []
+        for axis in (0, 1):
+            centres, borders = self._centres(image_hw, axis), self._borders(axis)
+            inside.append((centres >= borders[0]) & (centres < borders[-1]))
         return inside[0][:, None] & inside[1][None, :]
+
+    def _centres(self, image_hw: HW, axis: int) -> np.ndarray:
+        """Input coordinate of every pixel centre of the image along an axis."""
+        placement = self.framing.place(image_hw)
+        return (np.arange(image_hw[axis]) + 0.5) * placement.scale[axis] + placement.offset[axis]
 
     def _sample(self, image_hw: HW, axis: int) -> np.ndarray:
         """Token coordinate of every pixel centre along an axis; token i has its centre at i."""
-        placement = self.framing.place(image_hw)
-        centres = (np.arange(image_hw[axis]) + 0.5) * placement.scale[axis] + placement.offset[axis]
-        return (centres - self.offset[axis]) / self.stride[axis] - 0.5
+        return (self._centres(image_hw, axis) - self.offset[axis]) / self.stride[axis] - 0.5
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, for cards."""
@@ -217,7 +234,8 @@ class Geometry:
     def from_dict(cls, data: dict[str, Any]) -> "Geometry":
         """Reverse of `to_dict`."""
         pairs = {key: tuple(data[key]) for key in ("grid", "stride", "offset", "prefix")}
-        return cls(framing=Framing.from_dict(data["framing"]), **pairs)
+        reach = tuple(data["reach"]) if data.get("reach") is not None else None
+        return cls(framing=Framing.from_dict(data["framing"]), reach=reach, **pairs)  # type: ignore[arg-type]
 
 
 def _overlap(edges: np.ndarray, size: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 SiteKind = Literal["output", "input", "delta", "attn_out", "heads", "head", "mlp_out", "final", "pooled"]
@@ -23,9 +24,11 @@ class Site:
         grid: rows and columns of the patch tokens (they come last, row by row); None where there is none.
         stride: input pixels from one token to the next (rows, columns); None where there is no grid.
         offset: input coordinate where token (0, 0) begins.
-        index: which element, where the module returns a tuple; None for a plain tensor.
+        reach: part of the input that some token sees (see `Geometry`); None where there is no grid.
+        index: which element (place or key), where the module returns several tensors; None for a plain tensor.
         head: which attention head (kind `head` only).
         n_heads: attention heads of the module (kinds `heads` and `head`).
+        overwritten: a later operation of the model works in place on this tensor, so that a tap keeps a copy.
     """
 
     name: str
@@ -37,9 +40,11 @@ class Site:
     grid: tuple[int, int] | None = None
     stride: tuple[float, float] | None = None
     offset: tuple[float, float] = (0.0, 0.0)
-    index: int | None = None
+    reach: tuple[float, float, float, float] | None = None
+    index: int | str | None = None
     head: int | None = None
     n_heads: int | None = None
+    overwritten: bool = False
 
     @property
     def n_tokens(self) -> int:
@@ -59,7 +64,7 @@ class Site:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Site":
         """Reverse of `to_dict`."""
-        keys = ("token_kinds", "grid", "stride", "offset")
+        keys = ("token_kinds", "grid", "stride", "offset", "reach")
         tuples = {key: tuple(data[key]) if data.get(key) is not None else None for key in keys}
         return cls(**{**data, **tuples})
 
@@ -78,11 +83,16 @@ def to_tokens(native: Tensor, layout: Layout) -> Tensor:
 
 
 def from_tokens(tokens: Tensor, native: Tensor, layout: Layout) -> Tensor:
-    """Tokens `[n, t, d]` back in the layout and shape of `native`."""
-    if layout == "NLC":
-        return tokens
+    """Tokens `[n, t, d]` back in the layout, shape and strides of `native`.
+
+    Strides matter: the kernels behind a convolution are chosen by them, and another kernel rounds otherwise.
+    """
     if layout == "LNC":
-        return tokens.transpose(0, 1)
-    if layout == "NCHW":
-        return tokens.transpose(1, 2).reshape(native.shape)
-    return tokens.reshape(native.shape)
+        shaped = tokens.transpose(0, 1)
+    elif layout == "NCHW":
+        shaped = tokens.transpose(1, 2).reshape(native.shape)
+    else:
+        shaped = tokens.reshape(native.shape)
+    if shaped.stride() == native.stride():
+        return shaped
+    return torch.empty_like(native).copy_(shaped)

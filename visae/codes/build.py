@@ -68,7 +68,7 @@ def build(sae: nn.Module, source: TokenSource, out: Path, kinds: tuple[str, ...]
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     pass_ = _Pass(partial, int(sae.n_latents))
-    device = next(sae.parameters()).device
+    device = sae.mean.device
     bar = tqdm(total=source.n_rows, unit="token", unit_scale=True, desc="codes", disable=not progress)
     with torch.inference_mode(), bar:
         for chunk in source.chunks():

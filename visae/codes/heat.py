@@ -77,7 +77,7 @@ def encode_images(model: "AdaptedModel", sae: nn.Module, images: Iterable[Image.
     """
     place = model.site(site if site is not None else card_site(sae))
     geometry = model.geometry(place)
-    device = next(sae.parameters()).device
+    device = sae.mean.device
     norm = sae.directions().detach().float().norm(dim=1).cpu().numpy()
     from visae.sites import tap
 

@@ -143,16 +143,12 @@ class CodeTable:
     @cached_property
     def name(self) -> str:
         """Name of the data set, for titles and selections."""
-        return str(self._data.get("name") or self.folder.name)
-
-    @cached_property
-    def data_fingerprint(self) -> str:
-        """Fingerprint of the data set, to tell one split from another."""
-        return str(self._data.get("fingerprint", ""))
+        return str(self.source.get("data") or self.folder.name)
 
     @property
-    def _data(self) -> dict[str, Any]:
-        return self.source.get("data") or {}
+    def data_fingerprint(self) -> str:
+        """Fingerprint of the data set, to tell one split from another."""
+        return str(self.source.get("fingerprint", ""))
 
     # --- all latents at once -------------------------------------------------------------------------------------
 

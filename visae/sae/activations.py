@@ -18,10 +18,12 @@ class Activation(nn.Module):
     Attributes:
         signed: whether codes may be negative.
         k: codes per token the part aims at; None where it has no such number.
+        capacity: most codes a token can have at inference; None where it is not fixed.
     """
 
     signed: bool = False
     k: float | None = None
+    capacity: int | None = None
 
     def rule(self) -> Rule | None:
         """The rule now: parts may differ between training and inference (`self.training`)."""
@@ -61,7 +63,7 @@ class TopK(Activation):
         check_k(k, n_latents)
         if k != int(k):
             raise ValueError(f"topk keeps a whole number of codes per token, got k = {k}; batch_topk takes fractions")
-        self.k = int(k)
+        self.k = self.capacity = int(k)
 
     def rule(self) -> Rule:
         """See `Activation.rule`."""
@@ -115,9 +117,9 @@ class BatchTopK(Activation):
         highest, rows = [], 0
         for pre in batches:
             rows += pre.shape[0]
-            flat = pre.relu().reshape(-1)
             # no batch holds four times its share of the highest values unless batches differ wildly
-            highest.append(flat.topk(min(int(4 * (self.k or 1) * pre.shape[0]) + 1, flat.numel()), sorted=False).values)
+            pattern = ops.BatchTopK(4 * float(self.k or 1)).pick(pre)
+            highest.append(pre[pattern.rows, pattern.columns].relu())
         if not rows:
             raise ValueError("calibrating the threshold needs at least one batch of held-out tokens, got none")
         values = torch.cat(highest)

@@ -179,15 +179,11 @@ class Dictionary(nn.Module):
         self.activation.eval()
         try:
             ops = Eager()
-            parts = [Codes.of(self.code(self.normalise(part), ops)[0], self._capacity())
+            parts = [Codes.of(self.code(self.normalise(part), ops)[0], self.activation.capacity)
                      for part in x.split(max(1, CELLS // self.n_latents))]
         finally:
             self.activation.train(was)
         return Codes.cat(parts) if len(parts) > 1 else parts[0]
-
-    def _capacity(self) -> int | None:
-        rule = self.activation.rule()
-        return getattr(rule, "capacity", None)
 
     def decode(self, codes: Codes | Ragged) -> Tensor:
         """Raw reconstructions `[n, d]` of codes; differentiable in values and atoms."""

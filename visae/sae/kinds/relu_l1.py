@@ -9,7 +9,7 @@ from visae.sae.registry import KINDS
 
 
 @KINDS.register("relu_l1")
-def relu_l1(d: int, n_latents: int, l1: float = 0.05, l1_warmup: float = 0.05) -> Dictionary:
+def relu_l1(d: int, n_latents: int, l1: float = 0.1, l1_warmup: float = 0.05) -> Dictionary:
     """ReLU with an L1 penalty (Cunningham et al. 2023; Bricken et al. 2023).
 
     The penalty also shrinks the codes that stay: see `shrinkage` in `visae.evaluate`.

@@ -1,0 +1,276 @@
+"""From a trace to sites: names for blocks and their parts, and what may be tapped at any module path."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from visae.registry import UnknownName
+from visae.sites import Site, SiteKind
+from visae.trace import Call, Reading, Trace
+
+SUFFIXES: dict[str, SiteKind] = {
+    "input": "input", "delta": "delta", "attn_out": "attn_out", "heads": "heads", "mlp_out": "mlp_out",
+}  # fmt: skip
+"""What may follow a module path, and the kind of site that it means; `head.j` is the sixth."""
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How a family of models calls its parts.
+
+    Attributes:
+        blocks: patterns of module paths, the first that matches any is used; matches are numbered as they run.
+        attention: path of the attention module inside a block, the first that exists is used.
+        projection: path, inside the attention module, of the layer that mixes the heads' outputs.
+        heads: names of the attribute that holds the number of heads.
+        mlp: path, inside a block, of the module that gives the MLP's output.
+        pooled: path and index of the vector per image; None finds it (what goes into the classifier).
+        raster: model classes whose tokens are known to stay in raster order; others are judged by the painted square.
+    """
+
+    blocks: tuple[str, ...] = (
+        r".*resblocks\.\d+", r".*denseblock\d+", r"(.*\.)?stages\.\d+\.(blocks|layers)\.\d+",
+        r"(.*\.)?layers\.\d+\.blocks\.\d+", r"(.*\.)?layer\d+\.\d+", r"(.*\.)?blocks\.\d+\.\d+",
+        r"(.*\.)?levels\.\d+\.(blocks|transformer_encoder)\.\d+", r"(.*\.)?(network|stages?)\.\d+\.\d+",
+        r"(.*\.)?stage\d+\.\d+", r"(.*\.)?s\d+\.b\d+", r"(.*\.)?transformers\.\d+\.blocks\.\d+",
+        r"(?!.*decoder).*(blocks|blocks_token_only|cls_attn_blocks)\.\d+",
+        r"(?!.*decoder).*encoder\.layers?\.(encoder_layer_)?\d+", r"(?!.*decoder)(.*\.)?layers?\.\d+",
+        r"(.*\.)?[Mm]ixed_\w+", r"(.*\.)?block\d+", r"(.*\.)?features\.\d+",
+    )  # fmt: skip
+    attention: tuple[str, ...] = ("attn", "attention", "self_attn", "self_attention", "token_mixer")
+    projection: tuple[str, ...] = ("proj", "out_proj", "o_proj", "output.dense", "projection", "attn.proj")
+    heads: tuple[str, ...] = ("num_heads", "num_attention_heads", "n_heads", "heads")
+    mlp: tuple[str, ...] = ("mlp", "ffn", "feed_forward", "mlp_out_proj", "output")
+    pooled: tuple[str, int | str | None] | None = None
+    raster: tuple[str, ...] = ()
+
+
+class Catalogue:
+    """The sites of one model.
+
+    Attributes:
+        sites: alias to site, in the order in which the model runs them.
+        refused: alias to the reason why it cannot be offered.
+    """
+
+    def __init__(self, module: nn.Module, trace: Trace, naming: Naming):
+        self.module, self.calls, self.naming = module, trace.calls, naming
+        self.trusted = any(type(part).__name__ in naming.raster for part in module.modules())
+        self.blocks = self._find_blocks()
+        self.bad_streams = self._judge_streams()
+        self.sites: dict[str, Site] = {}
+        self.refused: dict[str, str] = {}
+        for number, call in enumerate(self.blocks):
+            self._offer_block(f"blocks.{number}", call.path)
+        self._offer_ends()
+        self._by_place = {(s.path, s.kind, s.head, s.index): s for s in reversed(self.sites.values())}
+
+    def find(self, name: str) -> Site:
+        """The site of an alias or of a module path with or without a suffix.
+
+        Raises:
+            UnknownName: if there is neither such an alias nor such a module.
+            ValueError: if the place exists but holds nothing that can be tapped.
+        """
+        name = self._positive(name)
+        if name in self.sites:
+            return self.sites[name]
+        if name in self.refused:
+            raise ValueError(f"site {name!r} cannot be tapped: {self.refused[name]}")
+        path, kind, head = self._split(name)
+        site = self._site(name, path, kind, head)
+        return self._by_place.get((site.path, site.kind, site.head, site.index), site)
+
+    def _positive(self, name: str) -> str:
+        found = re.match(r"blocks\.-(\d+)(?=\.|$)", name)
+        return name if not found else f"blocks.{len(self.blocks) - int(found[1])}{name[found.end():]}"
+
+    def _split(self, name: str) -> tuple[str, SiteKind, int | None]:
+        paths = dict(self.module.named_modules())
+        if name in paths:
+            return name, "output", None
+        head = re.fullmatch(r"(.+)\.head\.(\d+)", name)
+        path, suffix = (head[1], "heads") if head else tuple(name.rpartition(".")[::2])
+        path = self.sites[path].path if path in self.sites else path
+        if path in paths and suffix in SUFFIXES:
+            return path, "head" if head else SUFFIXES[suffix], int(head[2]) if head else None
+        raise UnknownName("site", name, [*self.sites, *(p for p in self.calls if p)],
+                          f"After a module path may stand {', '.join('.' + s for s in SUFFIXES)} or .head.0.")
+
+    def _find_blocks(self) -> list[Call]:
+        for pattern in self.naming.blocks:
+            found = [call for path, call in self.calls.items() if re.fullmatch(pattern, path)]
+            if any(call.output is not None for call in found):
+                return found
+        return []
+
+    def _judge_streams(self) -> set[object]:
+        """Streams of tokens whose order is not that of the picture, by a majority of their first four blocks."""
+        votes: dict[object, list[bool]] = {}
+        for call in self.blocks:
+            if call.output and call.output.map and call.output.layout in ("NLC", "LNC") and call.output.hit is not None:
+                votes.setdefault(call.output.stream, []).append(call.output.hit)
+        return {s for s, hits in votes.items() if not self.trusted and sum(hits[:4]) * 2 < len(hits[:4])}
+
+    def _offer(self, alias: str, path: str, kind: SiteKind, index: int | str | None = None) -> None:
+        try:
+            self.sites[alias] = replace(self._site(alias, path, kind, None, index), name=alias)
+        except ValueError as reason:
+            self.refused[alias] = str(reason)
+
+    def _offer_block(self, alias: str, path: str) -> None:
+        for suffix in ("", ".input", ".delta", ".attn_out", ".heads", ".mlp_out"):
+            self._offer(alias + suffix, path, SUFFIXES.get(suffix[1:], "output"))
+        if (heads := self.sites.get(f"{alias}.heads")) is not None and heads.n_heads:
+            for j in range(heads.n_heads):
+                self.sites[f"{alias}.head.{j}"] = _one_head(heads, f"{alias}.head.{j}", j)
+
+    def _offer_ends(self) -> None:
+        if last := next((call for call in reversed(self.blocks) if call.output and call.output.map), None):
+            stream = last.output.stream if last.output else None
+            after = [c for c in self.calls.values() if c.begin > last.end and c.path and self._patches(c) == stream]
+            final = (after or [last])[-1]
+            self._offer("final", final.path, "final")
+        if self.naming.pooled is not None:
+            self._offer("pooled", self.naming.pooled[0], "pooled", self.naming.pooled[1])
+        elif vector := self._last_vector():
+            self._offer("pooled", vector.path, "pooled")
+
+    @staticmethod
+    def _patches(call: Call) -> tuple[object, ...] | None:
+        return call.output.stream if call.output and call.output.map else None
+
+    def _last_vector(self) -> Call | None:
+        """The last module, before the classifier, that gives one vector per image."""
+        vectors = [c for c in self.calls.values() if c.path and c.output and c.output.kinds == ("pooled",)]
+        vectors.sort(key=lambda call: call.end)
+        leaf = next((c for c in reversed(vectors) if isinstance(self.module.get_submodule(c.path), nn.Linear)), None)
+        whole = [c for c in vectors if leaf is None or c.end < leaf.begin]
+        return (whole or vectors or [None])[-1]
+
+    def _site(self, name: str, path: str, kind: SiteKind, head: int | None, index: int | str | None = None) -> Site:
+        """Builds the site of a module; raises ValueError with the reason where there is none."""
+        if kind in ("heads", "head"):
+            heads = self._heads(name, path)
+            return heads if head is None else _one_head(heads, name, head)
+        if kind in ("attn_out", "mlp_out"):
+            path = self._part(path, self.naming.attention if kind == "attn_out" else self.naming.mlp)
+        call = self._called(path)
+        reading = call.taken if kind == "input" else call.output
+        if index is not None:
+            reading = next((given for given in call.given if given.index == index and given.layout), None)
+        if reading is None or reading.layout is None:
+            raise ValueError(_unread(path, kind, call))
+        if kind == "delta" and (call.taken is None or call.taken.shape != reading.shape):
+            taken = call.taken.shape if call.taken else None
+            raise ValueError(f"module {path!r} takes {taken} and gives {reading.shape}: it has no delta")
+        self._check_order(path, call, reading)
+        return _make(name, path, kind, reading)
+
+    def _called(self, path: str) -> Call:
+        if path not in self.calls:
+            raise ValueError(f"module {path!r} does not run when the model sees an image; tap the module that calls it")
+        call = self.calls[path]
+        if call.runs > 1:
+            raise ValueError(f"module {path!r} runs {call.runs} times in one forward; tap a module that runs once")
+        return call
+
+    def _check_order(self, path: str, call: Call, reading: Reading) -> None:
+        """Refuses tokens that are not in the order of the picture."""
+        if reading.map is None or reading.layout not in ("NLC", "LNC") or not self.blocks:
+            return
+        inside = any(path == b.path or path.startswith(b.path + ".") for b in self.blocks)
+        known = {b.output.stream for b in self.blocks if b.output}
+        wrong = reading.stream in self.bad_streams and (inside or not reading.hit)
+        stray = reading.stream not in known and call.begin > self.blocks[0].begin and reading.hit is False
+        if wrong or (stray and not inside):
+            raise ValueError(
+                f"the {len(reading.kinds)} tokens of module {path!r} are not in the order of the picture (a square "
+                "painted on the image shows up elsewhere), so they have no place on it; tap another module"
+            )
+
+    def _part(self, block: str, candidates: tuple[str, ...]) -> str:
+        for part in candidates:
+            if f"{block}.{part}" in self.calls:
+                return f"{block}.{part}"
+        raise ValueError(f"module {block!r} has none of the parts {', '.join(candidates)}")
+
+    def _heads(self, name: str, path: str) -> Site:
+        """All heads' outputs before the output projection mixes them."""
+        attention = path if _n_heads(self.module.get_submodule(path), self.naming) else self._part(
+            path, self.naming.attention)
+        module = self.module.get_submodule(attention)
+        n_heads = _n_heads(module, self.naming)
+        if isinstance(module, nn.MultiheadAttention):
+            reading, place = self._called(attention).output, attention
+        else:
+            place = next((f"{attention}.{p}" for p in self.naming.projection if f"{attention}.{p}" in self.calls), "")
+            if not place or not isinstance(self.module.get_submodule(place), nn.Linear):
+                raise ValueError(f"attention module {attention!r} has no linear output projection")
+            reading = self._called(place).taken
+        if reading is None or reading.layout is None or not n_heads or reading.d % n_heads:
+            raise ValueError(f"attention module {attention!r} gives no tokens that divide into {n_heads} heads")
+        self._check_order(place, self.calls[place], reading)
+        return replace(_make(name, place, "heads", reading), n_heads=n_heads)
+
+
+def _n_heads(module: nn.Module, naming: Naming) -> int | None:
+    for owner in (module, getattr(module, "config", None)):
+        for attribute in naming.heads:
+            if isinstance(count := getattr(owner, attribute, None), int):
+                return count
+    return None
+
+
+def _one_head(heads: Site, name: str, j: int) -> Site:
+    if heads.n_heads is None or not 0 <= j < heads.n_heads:
+        raise ValueError(f"{heads.path!r} has heads 0 to {(heads.n_heads or 0) - 1}, got {j}")
+    return replace(heads, name=name, kind="head", head=j, d=heads.d // heads.n_heads)
+
+
+def _make(name: str, path: str, kind: SiteKind, reading: Reading) -> Site:
+    assert reading.layout is not None
+    place = dict(grid=None, stride=None) if reading.map is None else _place(reading)
+    return Site(name=name, path=path, kind=kind, layout=reading.layout, d=reading.d, token_kinds=reading.kinds,
+                index=reading.index, overwritten=reading.overwritten, **place)  # type: ignore[arg-type]
+
+
+def _place(reading: Reading) -> dict[str, object]:
+    """Grid, stride, offset and reach of a reading that has patches."""
+    assert reading.map is not None
+    axes = (reading.map.rows, reading.map.columns)
+    ends = [axis.reach(reading.map.input_hw[i]) for i, axis in enumerate(axes)]
+    tiles = all(axis.begin == low and axis.begin + axis.size * axis.spacing == high
+                for axis, (low, high) in zip(axes, ends, strict=True))  # fmt: skip
+    return {
+        "grid": reading.map.grid,
+        "stride": (axes[0].spacing, axes[1].spacing),
+        "offset": (axes[0].begin, axes[1].begin),
+        "reach": None if tiles else (ends[0][0], ends[1][0], ends[0][1], ends[1][1]),
+    }
+
+
+def _unread(path: str, kind: SiteKind, call: Call) -> str:
+    shapes = [call.taken.shape] if kind == "input" and call.taken else [given.shape for given in call.given]
+    return (f"module {path!r} {'takes' if kind == 'input' else 'gives'} tensors of shape "
+            f"{', '.join(map(str, shapes)) or 'none'} for a batch of 2, which hold neither tokens on a grid, nor a "
+            "feature map, nor one vector per image; tap the module around it")
+
+
+def tokens_text(site: Site) -> str:
+    """The tokens of a site in words, e.g. `1 cls + 4 reg + 16 x 16 patch`."""
+    parts = [f"{count} {kind}" for kind, count in Counter(site.prefix).items()]
+    return " + ".join(parts + ([f"{site.grid[0]} x {site.grid[1]} patch"] if site.grid else []))
+
+
+def rows(sites: dict[str, Site]) -> Iterator[dict[str, str]]:
+    """Rows of the table that `visae sites` prints: name, path, kind, shape, tokens; heads of a block share a row."""
+    for name, site in sites.items():
+        if site.kind == "head" and site.head:
+            continue
+        shown = f"{name}-{(site.n_heads or 1) - 1}" if site.kind == "head" else name
+        yield {"name": shown, "path": site.path or "(the model)", "kind": site.kind,
+               "shape": f"[n, {site.n_tokens}, {site.d}]", "tokens": tokens_text(site)}

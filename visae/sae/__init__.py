@@ -1,0 +1,18 @@
+"""Dictionaries (sparse autoencoders), made of parts; their files, cards and baselines."""
+
+from visae.sae import kinds as _builders  # noqa: F401  (registers the kinds)
+from visae.sae.baselines import LinearDictionary, neurons, pca, random_directions
+from visae.sae.card import Card, MismatchError
+from visae.sae.codes import Codes
+from visae.sae.dictionary import Dictionary, Losses
+from visae.sae.files import load_card, load_sae, save_sae
+from visae.sae.hub import pull_sae, push_sae
+from visae.sae.init import initialise
+from visae.sae.moments import Moments
+from visae.sae.registry import KINDS, kind_options, kinds, make_sae
+
+__all__ = [
+    "KINDS", "Card", "Codes", "Dictionary", "LinearDictionary", "Losses", "MismatchError", "Moments", "initialise",
+    "kind_options", "kinds", "load_card", "load_sae", "make_sae", "neurons", "pca", "pull_sae", "push_sae",
+    "random_directions", "save_sae",
+]  # fmt: skip

@@ -1,0 +1,62 @@
+"""Activations on disk or streamed from the model, behind one interface."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from visae.data.sample import FactorTable, Labels
+from visae.store.batches import Note
+from visae.store.errors import DamagedShard, DiskFull, Overflow, StoreError
+from visae.store.estimate import Estimate, estimate
+from visae.store.extract import extract
+from visae.store.index import Skipped
+from visae.store.loader import Loader
+from visae.store.meta import StoreMeta
+from visae.store.store import Chunk, Store, open_store
+from visae.store.stream import Stream
+
+
+class ActivationSource(Protocol):
+    """What `Store` and `Stream` have in common: all that a trainer or a code table asks of its rows.
+
+    Attributes:
+        meta: what made the rows.
+        n_rows: rows in one pass (an upper bound for a stream, which has not met its unreadable images yet).
+        d: length of a row.
+        n_items: samples of the data set; `item` of any row is below it.
+    """
+
+    meta: StoreMeta
+    n_rows: int
+    d: int
+    n_items: int
+
+    def loader(self, batch: int, *, seed: int = 0, passes: int | None = None, pin: bool = False) -> Loader: ...
+
+    def chunks(self, rows: int = 65536) -> Iterator[Chunk]: ...
+
+    @property
+    def factors(self) -> FactorTable: ...
+
+    @property
+    def has_regions(self) -> bool: ...
+
+    @property
+    def notes(self) -> list[Note]: ...
+
+    @property
+    def stored(self) -> np.ndarray: ...
+
+    @property
+    def keys(self) -> list[str]: ...
+
+    @property
+    def item_labels(self) -> list[Labels]: ...
+
+    @property
+    def region_labels(self) -> list[tuple[dict[str, str], ...]]: ...
+
+
+__all__ = ["ActivationSource", "Chunk", "DamagedShard", "DiskFull", "Estimate", "Loader", "Note", "Overflow", "Skipped",
+           "Store", "StoreError", "StoreMeta", "Stream", "estimate", "extract", "open_store"]

@@ -1,0 +1,13 @@
+"""Training: any stream of tokens in, a dictionary out; checkpoints that resume bit for bit."""
+
+from visae.train.config import TrainConfig, default_lr, schedule
+from visae.train.feed import Feed, LoaderEnded
+from visae.train.planted import Planted, PlantedConfig, recovery
+from visae.train.record import Recorder, read_metrics
+from visae.train.trainer import Trainer, TrainResult
+from visae.train.validate import validate
+
+__all__ = [
+    "Feed", "LoaderEnded", "Planted", "PlantedConfig", "Recorder", "TrainConfig", "TrainResult", "Trainer",
+    "default_lr", "read_metrics", "recovery", "schedule", "validate",
+]  # fmt: skip

@@ -1,0 +1,76 @@
+"""Checkpoints: one folder each, safetensors and JSON, renamed into place when whole."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from visae.sae.files import digest
+
+STATE, NOTES = "state.safetensors", "state.json"
+SCHEMA = 1
+
+
+@dataclass
+class Checkpoint:
+    """Everything a run needs to go on.
+
+    Attributes:
+        step: optimiser steps done.
+        tensors: weights, buffers, moments, random states.
+        notes: JSON values: configuration, samples, state of the loader.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    notes: dict[str, Any]
+
+
+def listing(folder: Path) -> list[Path]:
+    """Whole checkpoints in a folder, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if (p / NOTES).is_file())
+
+
+def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Writes a checkpoint, then drops all but the newest `keep`.
+
+    Raises:
+        TypeError: if the notes (in practice: a loader's state) hold something JSON cannot.
+    """
+    final = folder / f"step-{checkpoint.step:09d}"
+    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(".step-*.tmp"):
+        shutil.rmtree(stale)
+    temporary.mkdir()
+    save_file({name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}, temporary / STATE)
+    notes = {"schema": SCHEMA, "step": checkpoint.step, "sha256": digest(temporary / STATE), **checkpoint.notes}
+    (temporary / NOTES).write_text(json.dumps(notes, indent=1), encoding="utf-8")
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    for old in listing(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def load(path: Path) -> Checkpoint:
+    """Reads a checkpoint.
+
+    Raises:
+        ValueError: if it is damaged, naming the file.
+    """
+    try:
+        notes = json.loads((path / NOTES).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path / NOTES} is damaged ({error}); remove {path} to go on from the one before") from error
+    if notes.pop("schema") != SCHEMA:
+        raise ValueError(f"{path} was written by another version of visae; this one reads checkpoint schema {SCHEMA}")
+    if not (path / STATE).is_file() or digest(path / STATE) != notes.pop("sha256"):
+        raise ValueError(f"{path / STATE} is missing or damaged; remove {path} to go on from the checkpoint before")
+    return Checkpoint(step=notes.pop("step"), tensors=load_file(path / STATE), notes=notes)

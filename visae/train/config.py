@@ -1,0 +1,102 @@
+"""`TrainConfig`: every number of a training run, and the rules behind its defaults."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+FREE = frozenset({"log_every", "checkpoint_every", "keep", "validate_every", "device"})
+"""Settings that may change when a run is resumed; all others decide the weights."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a run. Give the budget as `steps` or as `tokens`.
+
+    Attributes:
+        steps: optimiser steps.
+        tokens: rows to train on, over all processes; the steps follow from it and `batch`.
+        batch: rows per step and process; a loader must bring batches of this size where the budget is in tokens.
+        lr: peak learning rate; None follows `default_lr`.
+        warmup: share of the steps over which the rate rises linearly from 0.
+        decay: share of the steps, the last ones, over which it falls linearly to 0.
+        betas: of Adam.
+        seed: of the initial weights and of anything drawn while training.
+        precision: of the encoder's matrix product, the only large one: `bf16`, `fp32`, or `auto`, which takes what
+            accelerate was launched with, else bf16 where the device multiplies it in hardware.
+        ops: tier of kernels, see `visae.ops.make_ops`.
+        device: `auto` leaves the choice to accelerate; otherwise e.g. `cpu`.
+        stat_rows: rows read before training for mean, scale and first atoms; the loader is rewound afterwards.
+        dead_window: a latent is dead after so many samples without firing; None takes 5 % of the budget, at most 10 M.
+        calibration_rows: held-out rows for thresholds, read at the end.
+        log_every: steps between lines of `metrics.jsonl`.
+        checkpoint_every: steps between checkpoints; one more is written at the end.
+        keep: newest checkpoints kept.
+        validate_every: steps between passes over the validation batches; None: only at the end.
+    """
+
+    steps: int | None = None
+    tokens: int | None = None
+    batch: int = 4096
+    lr: float | None = None
+    warmup: float = 0.05
+    decay: float = 0.2
+    betas: tuple[float, float] = (0.9, 0.999)
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    ops: str = "eager"
+    device: str = "auto"
+    stat_rows: int = 65_536
+    dead_window: int | None = None
+    calibration_rows: int = 65_536
+    log_every: int = 25
+    checkpoint_every: int = 1000
+    keep: int = 2
+    validate_every: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError(f"give the budget as steps or as tokens, one of them; got steps={self.steps}, "
+                             f"tokens={self.tokens}")
+        least = {"steps": 1, "tokens": 1, "batch": 1, "stat_rows": 2, "dead_window": 1, "calibration_rows": 1,
+                 "log_every": 1, "checkpoint_every": 1, "keep": 1, "validate_every": 1}
+        for name, low in least.items():
+            if (value := getattr(self, name)) is not None and value < low:
+                raise ValueError(f"{name} must be at least {low}, got {value}")
+        if self.lr is not None and not self.lr > 0:
+            raise ValueError(f"lr must be above 0, got {self.lr}; None takes the default of the width and budget")
+        if self.warmup < 0 or self.decay < 0 or self.warmup + self.decay > 1:
+            raise ValueError(f"warmup and decay are shares of the steps and sum to at most 1; got {self.warmup} and "
+                             f"{self.decay}")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"precision is auto, fp32 or bf16, got {self.precision!r}")
+
+    def total_steps(self, processes: int = 1) -> int:
+        """Steps of the run."""
+        return self.steps if self.steps is not None else -(-int(self.tokens or 0) // (self.batch * processes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {**asdict(self), "betas": list(self.betas)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "TrainConfig":
+        """Reverse of `to_dict`."""
+        return cls(**{**data, "betas": tuple(data["betas"])})
+
+
+def default_lr(n_latents: int, steps: int) -> float:
+    """Peak learning rate from the width F and the budget: `2e-3 * sqrt(1024 / F) * (1500 / steps)^(1/4)`.
+
+    The law in F is the usual one (1 / sqrt F); the constant is where planted dictionaries are recovered best in 1500
+    steps (F = 1024); shorter runs want more, longer ones less, which a fourth root follows. The factor of the budget
+    stays within 1/2 and 2.
+    """
+    budget = min(2.0, max(0.5, (1500 / steps) ** 0.25))
+    return 2e-3 * (1024 / n_latents) ** 0.5 * budget
+
+
+def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
+    """Factor of the learning rate at a step (0-based): up, flat, down. A pure function, so a resume needs one integer."""
+    rise, fall = int(warmup * steps), int(decay * steps)
+    up = (step + 1) / rise if step < rise else 1.0
+    down = (steps - step) / fall if fall and step >= steps - fall else 1.0
+    return min(up, down)

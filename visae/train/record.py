@@ -1,0 +1,89 @@
+"""What a run writes down: `metrics.jsonl`, the progress bar, accelerate's trackers."""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+METRICS = "metrics.jsonl"
+
+
+def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
+    """Lines of a run's `metrics.jsonl`; a last line cut short by a crash is left out."""
+    lines = []
+    for line in (Path(folder) / METRICS).read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class Recorder:
+    """Context that writes one JSON line per `log`, on the main process only.
+
+    Args:
+        folder: of the run; None keeps lines in `history` only.
+        start: steps done before; later lines left by a run that was cut short are dropped, so that the file reads as
+            if there had been no interruption.
+        steps: of the whole run, for the progress bar.
+        progress: whether to show one.
+        accelerator: for the main process and the trackers.
+    """
+
+    def __init__(self, folder: Path | None, start: int, steps: int, progress: bool, accelerator: Any):
+        from tqdm.auto import tqdm
+
+        self.accelerator, self.history = accelerator, []  # type: ignore[var-annotated]
+        self._main = accelerator.is_main_process
+        self._file = None
+        if folder is not None and self._main:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.history = _truncate(folder / METRICS, start)
+            self._file = (folder / METRICS).open("a", encoding="utf-8")
+        self._bar = tqdm(total=steps, initial=start, unit="step", desc="train", disable=not (progress and self._main),
+                         dynamic_ncols=True)
+        self._clock, self._rows = time.perf_counter(), 0
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._bar.close()
+        if self._file is not None:
+            self._file.close()
+
+    def tick(self, rows: int) -> None:
+        """Counts one step of so many rows."""
+        self._rows += rows
+        self._bar.update(1)
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """Writes one line; values that are not finite become null, which JSON has and NaN it has not."""
+        now = time.perf_counter()
+        speed = self._rows / max(now - self._clock, 1e-9)
+        self._clock, self._rows = now, 0
+        line = {"step": step, **values}
+        if speed > 0:
+            line["rows_per_second"] = round(speed, 1)
+        line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        self.history.append(line)
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        self._bar.set_postfix({k: f"{line[k]:.3g}" for k in ("fvu", "l0", "dead") if line.get(k) is not None})
+        self.accelerator.log({k: v for k, v in line.items() if v is not None and k != "step"}, step=step)
+
+
+def _truncate(file: Path, step: int) -> list[dict[str, Any]]:
+    if not file.is_file():
+        return []
+    kept = [line for line in read_metrics(file.parent) if line["step"] <= step] if step else []
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    os.replace(temporary, file)
+    return kept

@@ -1,0 +1,79 @@
+"""What there is: models that can be loaded, and the sites of one."""
+
+from visae import model as floor
+from visae.sites import Site
+from visae.workflows.table import text_table
+
+
+def models(pattern: str = "*", *, family: str | None = None) -> list[str]:
+    """List model names that `load_model` takes.
+
+    Example:
+        visae models "timm:*dinov2*"
+
+    Args:
+        pattern: shell pattern, e.g. `timm:vit_*` or `*dinov2*`.
+        family: one family only, e.g. `open_clip`, `timm`, `transformers`, `visae`.
+    """
+    return floor.models(pattern, family=family)
+
+
+class SiteTable(list[Site]):
+    """Sites of one model; prints as a table."""
+
+    def __init__(self, sites: list[Site], model_id: str, verdicts: dict[str, str] | None = None):
+        super().__init__(sites)
+        self.model_id = model_id
+        self.verdicts = verdicts or {}
+
+    def __str__(self) -> str:
+        head = ["name", "path", "kind", "shape", "tokens", *(["checked"] if self.verdicts else [])]
+        rows = []
+        for site in self:
+            shape = f"{site.n_tokens} x {site.d}"
+            row = [site.name, site.path, site.kind, shape, token_words(site)]
+            rows.append([*row, self.verdicts[site.name]] if self.verdicts else row)
+        return f"{self.model_id}: {len(self)} sites\n\n" + text_table(head, rows)
+
+
+def token_words(site: Site) -> str:
+    """Tokens of a site in words, e.g. `1 cls + 4 reg + 16 x 16 patches`."""
+    counts: dict[str, int] = {}
+    for kind in site.prefix if site.grid else site.token_kinds:
+        counts[kind] = counts.get(kind, 0) + 1
+    words = [f"{n} {kind}" for kind, n in counts.items()]
+    if site.grid:
+        words.append(f"{site.grid[0]} x {site.grid[1]} patches")
+    return " + ".join(words)
+
+
+def sites(
+    model: str = "visae:tiny-clip",
+    *,
+    pretrained: bool = True,
+    image_size: tuple[int, int] | None = None,
+    heads: bool = False,
+    check: bool = False,
+) -> SiteTable:
+    """Print the sites of a model: name, module path, kind, shape and tokens.
+
+    Example:
+        visae sites timm:vit_small_patch14_reg4_dinov2 --no-pretrained
+
+    Args:
+        model: model name, see `visae models`.
+        pretrained: load trained weights; `--no-pretrained` builds the model with random ones, without a network.
+        image_size: height and width of the input in pixels; the model's own if not given.
+        heads: list every attention head on a line of its own.
+        check: paint a square under some tokens and see that those tokens, and no others, answer.
+    """
+    adapted = floor.load_model(model, pretrained=pretrained, image_size=image_size)
+    found = [site for site in adapted.sites().values() if heads or site.kind != "head"]
+    verdicts = {site.name: _verdict(adapted, site) for site in found} if check else None
+    return SiteTable(found, adapted.id, verdicts)
+
+
+def _verdict(adapted: "floor.AdaptedModel", site: Site) -> str:
+    if site.grid is None:
+        return "no grid"
+    return "ok" if floor.check_geometry(adapted, site) else "tokens are not where they should be"

@@ -1,0 +1,75 @@
+"""The folder of a run: what it holds, and how one is opened again."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visae.data import load_data
+from visae.data.sample import ImageData
+from visae.model import AdaptedModel, load_model
+from visae.sae import Card, Dictionary, load_card, load_sae
+
+CONFIG = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder that `visae train` made.
+
+    It holds `run.json` (the options), `sae.safetensors` and `sae.json` (the dictionary and its card), `metrics.jsonl`,
+    `checkpoints/`, `activations/` unless they lie elsewhere or were streamed, and, after `visae report`, `codes/` and
+    `index.html`.
+
+    Attributes:
+        folder: where it lies.
+        config: the options it was trained with.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "Run":
+        """A finished run.
+
+        Raises:
+            FileNotFoundError: if the folder holds no trained dictionary.
+        """
+        path = Path(folder)
+        load_card(path)
+        file = path / CONFIG
+        return cls(path, json.loads(file.read_text(encoding="utf8")) if file.is_file() else {})
+
+    @property
+    def card(self) -> Card:
+        """The card of the dictionary."""
+        return load_card(self.folder)
+
+    def model(self, device: str = "cpu") -> AdaptedModel:
+        """The model it was trained on, built as it was then."""
+        card = self.card
+        size = self.config.get("image_size")
+        return load_model(
+            card.model["id"],
+            pretrained=self.config.get("pretrained", True),
+            image_size=tuple(size) if size else None,
+            device=device,
+        )
+
+    def sae(self, model: AdaptedModel | None = None) -> Dictionary:
+        """The dictionary; refuses another model than its own."""
+        return load_sae(self.folder, model=model)
+
+    def data(self) -> ImageData:
+        """The images it was trained on."""
+        return load_data(self.config.get("data") or self.card.data["name"])
+
+
+def pick_device(device: str) -> str:
+    """`auto` means the GPU where there is one."""
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,89 @@
+"""`python -m visae.world.train NAME` makes a shipped model again; `... train eval NAME` measures the shipped one."""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from visae.world import models, recipes
+from visae.world.models.tokenizer import WorldTokenizer, write_tokenizer
+from visae.world.recipes import Recipe
+from visae.world.training.cache import open_cache
+from visae.world.training.evaluate import evaluate
+from visae.world.training.export import export
+from visae.world.training.loop import fit
+from visae.world.training.tasks import Task
+
+_QUICK = 500
+"""Test images behind the metrics of a card that is not final."""
+
+
+def _recipe(name: str, target: Path) -> tuple[Recipe, WorldTokenizer | None]:
+    if name != "tiny-clip":
+        return (recipes.tiny_vit if name == "tiny-vit" else recipes.judge)(), None
+    write_tokenizer(target)
+    context = recipes.tiny_clip(0).config["model_cfg"]["text_cfg"]["context_length"]
+    tokenizer = WorldTokenizer(target / "tokenizer.json", context)
+    return recipes.tiny_clip(tokenizer.vocab_size), tokenizer
+
+
+def train(name: str, target: Path, work: Path, device: str, n_test: int = 4000) -> dict[str, float]:
+    """Train a model (or go on where a killed run stopped) and write it to a folder.
+
+    Args:
+        name: of the model.
+        target: folder for weights, configuration, card; an interim model lies there from the first checkpoint on.
+        work: folder for drawn images and the checkpoint (about 2 GB).
+        device: "cpu" or "cuda".
+        n_test: test images for the final metrics.
+
+    Returns:
+        The final metrics.
+    """
+    recipe, tokenizer = _recipe(name, target)
+    cache = open_cache(work, recipe.singles, recipe.several)
+    task = Task(recipe, cache, device, tokenizer)
+
+    def interim(step: int, weights: dict[str, Tensor]) -> None:
+        if step == recipe.steps:
+            return
+        metrics = export(recipe, weights, target, step, tokenizer, _QUICK)
+        print(f"step {step}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()), flush=True)
+
+    weights = fit(task, recipe, cache, work / f"{name}.checkpoint", interim)
+    return export(recipe, weights, target, recipe.steps, tokenizer, n_test)
+
+
+def _show(metrics: dict[str, float]) -> None:
+    for key, value in metrics.items():
+        print(f"{key:24s} {100 * value:7.2f} %")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one of the commands."""
+    parser = argparse.ArgumentParser(prog="python -m visae.world.train", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in models.MODELS:
+        make = commands.add_parser(name, help=f"train {name}")
+        make.add_argument("--out", type=Path, default=models.folder(name), help="folder for the model")
+        make.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "visae-world")
+        make.add_argument("--threads", type=int, help="CPU threads; 1 is the fastest where other programs want the cores")
+        make.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    measure = commands.add_parser("eval", help="metrics of a shipped model on the test split")
+    measure.add_argument("name", choices=models.MODELS)
+    measure.add_argument("--n", type=int, default=4000, help="test images")
+    args = parser.parse_args(argv)
+    if args.command == "eval":
+        tokenizer = models.tokenizer(args.name) if args.name == "tiny-clip" else None
+        _show(evaluate(models.build(args.name), models.config(args.name), tokenizer, args.n))
+    else:
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        args.work.mkdir(parents=True, exist_ok=True)
+        _show(train(args.command, args.out, args.work, args.device))
+
+
+if __name__ == "__main__":
+    main()
