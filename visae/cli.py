@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, field, is_dataclass, make_dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,10 +77,8 @@ def overview(prefix: str = "") -> str:
 
 
 def _first_line(module: str, function: str) -> str:
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ImportError(f"{module} is missing from this installation: install visae again")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf8"))
+    source = Path(__file__).with_name("workflows") / f"{module.rpartition('.')[2]}.py"
+    tree = ast.parse(source.read_text(encoding="utf8"))
     found = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
     return (ast.get_docstring(found) or "").partition("\n")[0]
 

@@ -84,6 +84,37 @@ class Catalogue:
         site = self._site(name, path, kind, head)
         return self._by_place.get((site.path, site.kind, site.head, site.index), site)
 
+    def recall(self, site: Site) -> Site:
+        """This model's own site at the place that a site (of a card, say) names.
+
+        Raises:
+            UnknownName: if the model has no such module.
+            ValueError: if the module gives other tokens.
+        """
+        place = (site.path, site.kind, site.head, site.index)
+        if place not in self._by_place and site.path not in self.calls:
+            raise UnknownName("module path of a site", site.path, [p for p in self.calls if p],
+                              f"Site {site.name!r} is of another model.")
+        own = self._by_place.get(place) or self._rebuild(site)
+        if own.d != site.d:
+            raise ValueError(f"site {site.name!r} has tokens of length {site.d}, but module {site.path!r} of this model "
+                             f"gives {own.d}: it is of another model")
+        return own
+
+    def _rebuild(self, site: Site) -> Site:
+        """A site at a module path that has no alias."""
+        if site.kind in ("heads", "head"):
+            call = self._called(site.path)
+            reading = call.output if isinstance(self.module.get_submodule(site.path), nn.MultiheadAttention) else call.taken
+            if reading is None or reading.layout is None or reading.d != site.d * (site.n_heads or 1) ** (site.head is not None):
+                raise ValueError(f"site {site.name!r} is of another model: module {site.path!r} has no such heads")
+            heads = replace(_make(site.name, site.path, "heads", reading), n_heads=site.n_heads)
+            return heads if site.head is None else _one_head(heads, site.name, site.head)
+        if site.kind == "input":
+            return self._site(site.name, site.path, "input", None)
+        kind: SiteKind = "delta" if site.kind == "delta" else "output"
+        return replace(self._site(site.name, site.path, kind, None, site.index), kind=site.kind)
+
     def _positive(self, name: str) -> str:
         found = re.match(r"blocks\.-(\d+)(?=\.|$)", name)
         return name if not found else f"blocks.{len(self.blocks) - int(found[1])}{name[found.end():]}"
@@ -136,7 +167,7 @@ class Catalogue:
             self._offer("final", final.path, "final")
         if self.naming.pooled is not None:
             self._offer("pooled", self.naming.pooled[0], "pooled", self.naming.pooled[1])
-        elif vector := self._last_vector():
+        if "pooled" not in self.sites and (vector := self._last_vector()):
             self._offer("pooled", vector.path, "pooled")
 
     @staticmethod
@@ -168,7 +199,8 @@ class Catalogue:
             taken = call.taken.shape if call.taken else None
             raise ValueError(f"module {path!r} takes {taken} and gives {reading.shape}: it has no delta")
         self._check_order(path, call, reading)
-        return _make(name, path, kind, reading)
+        site = _make(name, path, kind, reading)
+        return site if kind != "delta" or call.taken is None else replace(site, overwritten=call.taken.overwritten)
 
     def _called(self, path: str) -> Call:
         if path not in self.calls:
@@ -255,7 +287,8 @@ def _place(reading: Reading) -> dict[str, object]:
 
 def _unread(path: str, kind: SiteKind, call: Call) -> str:
     shapes = [call.taken.shape] if kind == "input" and call.taken else [given.shape for given in call.given]
-    return (f"module {path!r} {'takes' if kind == 'input' else 'gives'} tensors of shape "
+    what = f"module {path!r}" if path else "the model"
+    return (f"{what} {'takes' if kind == 'input' else 'gives'} tensors of shape "
             f"{', '.join(map(str, shapes)) or 'none'} for a batch of 2, which hold neither tokens on a grid, nor a "
             "feature map, nor one vector per image; tap the module around it")
 

@@ -80,9 +80,10 @@ class Maps(TorchDispatchMode):
     def __init__(self, input_hw: HW):
         super().__init__()
         self._known: dict[HW, Map] = {}
-        self._file(Map(Axis(input_hw[0]), Axis(input_hw[1]), input_hw))
+        self.file(Map(Axis(input_hw[0]), Axis(input_hw[1]), input_hw))
 
-    def _file(self, made: Map) -> None:
+    def file(self, made: Map) -> None:
+        """Notes a grid."""
         self._known.pop(made.grid, None)
         self._known[made.grid] = made
 
@@ -108,7 +109,7 @@ class Maps(TorchDispatchMode):
         if rule and isinstance(args[0], Tensor) and args[0].dim() == 4 and made.dim() == 4:
             before = self.get(tuple(args[0].shape[2:]))  # type: ignore[arg-type]
             if before is not None and (after := rule(before, tuple(made.shape[2:]), *args[1:])) is not None:
-                self._file(after)
+                self.file(after)
         return out
 
 

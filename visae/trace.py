@@ -198,7 +198,10 @@ class Tracer:
         found = [(r, sure) for r, sure in found if sure or r.hit]
         if not found:
             return reading
-        return next((r for r, _ in found if r.hit), found[0][0])
+        best = next((r for r, _ in found if r.hit), found[0][0])
+        if best.map is not None and best.hit:
+            self.maps.file(best.map)
+        return best
 
     def _judge(self, reading: Reading, value: Tensor, layout: Layout, d: int, kinds: tuple[str, ...],
                grid: Map | None, sure: bool) -> tuple[Reading, bool]:

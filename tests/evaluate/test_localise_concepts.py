@@ -29,7 +29,7 @@ class Planted:
         self.corner = rng.integers(0, GRID - 1, (n, 2))
         grid = rng.normal(0, 0.05, (n, GRID, GRID, D)) + 3
         for x, shape, (r, c) in zip(grid, self.shape, self.corner, strict=True):
-            x[r : r + 2, c : c + 2] += 2 * axes[shape == "square"]
+            x[r : r + 2, c : c + 2] += 2 * axes[int(shape == "square")]
         first = rng.normal(0, 5, (n, 1, D))
         self.rows = torch.from_numpy(np.concatenate([first, grid.reshape(n, -1, D)], 1)).float()
         self.n_rows = n * (GRID * GRID + 1)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,10 +12,9 @@ from torch import nn
 
 from visae.codes.table import rank_latents
 from visae.geometry import Geometry
+from visae.model import AdaptedModel
 from visae.sites import Site
-
-if TYPE_CHECKING:
-    from visae.model import AdaptedModel
+from visae.taps import tap
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class ImageCodes:
         return rank_latents(self.latent, self.value, self.norm, n)
 
 
-def encode_images(model: "AdaptedModel", sae: nn.Module, images: Iterable[Image.Image], *, site: Site | str | None = None,
+def encode_images(model: AdaptedModel, sae: nn.Module, images: Iterable[Image.Image], *, site: Site | str | None = None,
                   batch: int = 16) -> Iterator[ImageCodes]:
     """Codes of the patches of each image, in order.
 
@@ -79,8 +78,6 @@ def encode_images(model: "AdaptedModel", sae: nn.Module, images: Iterable[Image.
     geometry = model.geometry(place)
     device = sae.mean.device
     norm = sae.directions().detach().float().norm(dim=1).cpu().numpy()
-    from visae.sites import tap
-
     remaining = iter(images)
     while group := list(islice(remaining, batch)):
         with torch.inference_mode(), tap(model, place) as taps:
@@ -94,7 +91,7 @@ def encode_images(model: "AdaptedModel", sae: nn.Module, images: Iterable[Image.
             yield ImageCodes(index[patch, slot], value[patch, slot], patch, norm, geometry, (image.height, image.width))
 
 
-def heat_maps(model: "AdaptedModel", sae: nn.Module, images: Iterable[Image.Image], latents: Sequence[int], *,
+def heat_maps(model: AdaptedModel, sae: nn.Module, images: Iterable[Image.Image], latents: Sequence[int], *,
               site: Site | str | None = None, mode: Literal["nearest", "bilinear"] = "bilinear",
               batch: int = 16) -> Iterator[np.ndarray]:
     """Maps `[L, H, W]` of some latents on the pixels of each image; `encode_images` has the arguments."""
@@ -109,7 +106,7 @@ def card_site(sae: Any) -> str:
         ValueError: if it has no card.
     """
     card = getattr(sae, "card", None)
-    if card is None:
+    site = card.site if card is not None else None
+    if not site:
         raise ValueError("this dictionary has no card that names a site: pass site=..., e.g. site='blocks.9'")
-    site = card.site
     return site["name"] if isinstance(site, dict) else getattr(site, "name", site)

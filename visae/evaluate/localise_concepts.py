@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from visae.codes import CodeTable
 from visae.data.sample import ImageData
-from visae.evaluate.localise import Localisation, best_tau, score_image, summarise
+from visae.evaluate.localise import TAU, Localisation, best_tau, score_image, summarise
 from visae.sae.baselines import neurons, pca
 from visae.select import Selection, label_scores
 from visae.select.labels import rank, score_columns
@@ -22,7 +22,6 @@ METHODS = ("latent", "top 5 latents", "random latent", "neuron", "pca")
 """What is compared, in the order of print."""
 
 _PATCH = KINDS.index("patch")
-_WIDTHS = {"latent": 1, "top 5 latents": 5, "random latent": 5, "neuron": 1, "pca": 1}
 
 
 class Source(Protocol):
@@ -211,8 +210,11 @@ def _taus(plan: Sequence[_Plan], val: CodeTable, rows: Source, data: ImageData, 
                 for method in METHODS:
                     maps = val.geometry.to_image(found.grids(item, s, method), mask.shape)
                     heats[s, method].append(np.maximum(maps[:, seen], 0))
-    return [{m: [best_tau([h[i] for h in heats[s, m]], masks[s]) if masks[s] else 0.3 for i in range(_WIDTHS[m])]
-             for m in METHODS} for s in range(len(plan))]
+    out = []
+    for s, p in enumerate(plan):
+        width = {m: len(p.latents.get(m, [0])) for m in METHODS}
+        out.append({m: [best_tau([h[i] for h in heats[s, m]], masks[s]) if masks[s] else TAU for i in range(width[m])] for m in METHODS})
+    return out
 
 
 def _conclude(plan: _Plan, scores: dict[str, list[np.ndarray]], taus: dict[str, list[float]], seed: int) -> ConceptLocalisation:

@@ -38,27 +38,27 @@ def row_gradients(inputs: Tensor, pattern: Pattern, factors: Tensor) -> Tensor:
 
 
 class _Encoded(torch.autograd.Function):
-    """Values picked out of a linear encoder, with the sparse backward pass."""
+    """Values picked out of a linear encoder (`x` is `u - shift`), with the sparse backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, pattern: Pattern,
+    def forward(ctx: Any, u: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, x: Tensor, pattern: Pattern,
                 values: Tensor) -> Tensor:
         ctx.pattern = pattern
-        ctx.save_for_backward(u, weight, shift)
+        ctx.save_for_backward(x, weight)
         return values.view_as(values)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad,) = grads
-        u, weight, shift = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
         wants_u, wants_weight, wants_bias, wants_shift = ctx.needs_input_grad[:4]
         pattern, grad = ctx.pattern, grad.contiguous()
         to_u = gather_sum(weight, pattern.columns, pattern.offsets, grad) if wants_u else None
-        to_weight = row_gradients(u - shift, pattern, grad) if wants_weight else None
+        to_weight = row_gradients(x, pattern, grad) if wants_weight else None
         summed = torch.zeros_like(weight[:, 0]).index_add_(0, pattern.columns, grad)
         # every row of the batch sees the same shift: one matrix-vector product instead of a dense one
         to_shift = -(summed @ weight) if wants_shift else None
-        return to_u, to_weight, summed if wants_bias else None, to_shift, None, None
+        return to_u, to_weight, summed if wants_bias else None, to_shift, None, None, None
 
 
 class _Decoded(torch.autograd.Function):
@@ -115,12 +115,12 @@ class Eager:
             pre = self._product(x, rows, offset)
             pattern = rule.pick(pre)
             if pre.dtype == x.dtype:
-                values = pre[pattern.rows, pattern.columns]
+                values = pre.view(-1)[pattern.rows * rows.shape[0] + pattern.columns]
             else:
                 values = entry_dots(x, rows, pattern) + offset[pattern.columns]
             if among is not None:
                 pattern = Pattern(among[pattern.columns], pattern.offsets, weight.shape[0])
-        values = _Encoded.apply(u, weight, bias, shift, pattern, values)
+        values = _Encoded.apply(u, weight, bias, shift, x, pattern, values)
         return Ragged(pattern, values if rule.signed else values.relu())
 
     def select(self, pre: Tensor, rule: Rule) -> Coded:

@@ -83,24 +83,26 @@ class BatchTopK:
         key = (pre.abs() if self.signed else pre).reshape(-1)
         count = self._count(pre)
         flat = self._candidates(key, count) if pre.device.type == "cpu" else None
-        if flat is None:
-            flat = key.topk(count, sorted=False).indices
-        else:
-            flat = flat[key[flat].topk(count, sorted=False).indices]
-        flat = flat.sort().values
+        flat = key.topk(count, sorted=False).indices.sort().values if flat is None else flat
         rows = torch.div(flat, pre.shape[1], rounding_mode="floor")
         offsets = torch.zeros(pre.shape[0] + 1, dtype=torch.int64, device=pre.device)
-        offsets[1:].index_add_(0, rows, torch.ones_like(rows))
-        return Pattern(flat - rows * pre.shape[1], offsets.cumsum(0), pre.shape[1])
+        offsets[1:] = torch.zeros_like(offsets[1:]).index_add_(0, rows, torch.ones_like(rows)).cumsum(0)
+        return Pattern(flat - rows * pre.shape[1], offsets, pre.shape[1])
 
     def _candidates(self, key: Tensor, count: int) -> Tensor | None:
+        """Flat places of the `count` largest keys, in order; None if the guess was too high."""
         share = count / key.numel()
         step = max(1, int(key.numel() * share / SAMPLE)) | 1  # odd, so that it does not stay on the same columns
         sample = key[::step].float()
         wanted = min(int(1.3 * share * sample.numel()) + 8, sample.numel())
         guess = sample.kthvalue(sample.numel() - wanted + 1).values
-        found = (key >= guess.to(key.dtype)).nonzero()[:, 0]
-        return found if found.numel() >= count else None
+        places = (key >= guess.to(key.dtype)).nonzero()[:, 0]
+        if places.numel() < count:
+            return None
+        found = key[places]
+        last = found.kthvalue(found.numel() - count + 1).values
+        above, ties = places[found > last], places[found == last]
+        return torch.cat([above, ties[: count - above.numel()]]).sort().values if ties.numel() > 1 else places[found >= last]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from visae import ops as kernels
 from visae.ops import Coded, Ops
@@ -99,5 +100,5 @@ class AuxK(Penalty):
         rule = kernels.TopK(min(k_aux, run.dead.shape[0]), signed=False)
         codes = run.sae.select(run.u, rule, run.ops, pre=run.pre, among=run.dead)
         guess = run.ops.decode(codes, run.sae.decoder.atoms(), None)
-        spread = (error - error.mean(0)).square().sum().clamp_min(torch.finfo(error.dtype).tiny)
-        return self.coefficient * (error - guess).square().sum() / spread
+        spread = error.var(0, correction=0).mean().clamp_min(torch.finfo(error.dtype).tiny)
+        return self.coefficient * functional.mse_loss(guess, error) / spread

@@ -1,6 +1,7 @@
 """Decode schemes: which reconstructions the loss compares with the inputs."""
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from visae.ops import Coded, Ops
 from visae.sae.decoders import Decoder
@@ -17,4 +18,4 @@ class Plain(nn.Module):
         rates keep their meaning from one site to the next.
         """
         recon = ops.decode(codes, decoder.atoms(), decoder.bias)
-        return recon, (u - recon).square().sum() / u.numel()
+        return recon, functional.mse_loss(recon, u)

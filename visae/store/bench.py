@@ -20,13 +20,12 @@ from tqdm.auto import tqdm
 from visae.data.sample import Sample
 from visae.model import AdaptedModel, load_model
 from visae.sites import Site
-from visae.store.batches import Batch, Reader, split_into
-from visae.store.estimate import SHARD_BYTES, shard_metadata, shard_shape
-from visae.store.extract import fill
-from visae.store.forward import forward_pass
+from visae.store.batches import Batch, Note, Reader, split_into
+from visae.store.estimate import shard_shape
+from visae.store.extract import fill, writing
+from visae.store.forward import Pending, forward_pass
 from visae.store.index import Index
 from visae.store.meta import StoreMeta
-from visae.store.shard import ShardWriter
 from visae.store.store import Store
 from visae.tokens import TokenPolicy
 
@@ -63,16 +62,18 @@ def bench_store(rows: int = 1_000_000, d: int = 768, folder: str | Path | None =
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(dir=folder, prefix="visae-bench-") as made:
         plain, store = Path(made) / "plain", Path(made) / "store"
-        for _ in tqdm(range(repeats), desc="bench store", disable=not progress):
+        for turn in tqdm(range(repeats), desc="bench store", disable=not progress):
             plain.unlink(missing_ok=True)
             shutil.rmtree(store, ignore_errors=True)
-            _time(seconds, "write_floor", lambda: _write_plain(plain, meta, pool))
-            _time(seconds, "write", lambda: _write_store(store, meta, pool))
+            _take_turns(seconds, turn, {"write_floor": lambda: _write_plain(plain, meta, pool),
+                                        "write": lambda: _write_store(store, meta, pool)})
             flat = np.memmap(plain, np.float16, "r", shape=(meta.n_items * tokens, d))
-            _time(seconds, "read_floor_rows", lambda flat=flat: _drain(_read_rows(flat, batch)))
             opened = Store(store)
-            _time(seconds, "read_first", lambda opened=opened: _drain(opened.loader(batch, passes=1)))
-            _time(seconds, "read_floor_runs", lambda flat=flat: _drain(_read_runs(flat, batch)))
+            _take_turns(seconds, turn, {
+                "read_floor_rows": lambda flat=flat: _drain(_read_rows(flat, batch)),
+                "read_first": lambda opened=opened: _drain(opened.loader(batch, passes=1)),
+                "read_floor_runs": lambda flat=flat: _drain(_read_runs(flat, batch)),
+            })
             _time(seconds, "read_later", lambda opened=opened: _drain(opened.loader(batch, seed=1, passes=1)))
     n_bytes = meta.n_items * meta.bytes_per_item
     speed = {f"{name}_mb_s": round(n_bytes / statistics.median(times) / 1e6, 1) for name, times in seconds.items()}
@@ -169,17 +170,16 @@ def _write_plain(path: Path, meta: StoreMeta, pool: np.ndarray) -> None:
 
 def _write_store(folder: Path, meta: StoreMeta, pool: np.ndarray) -> None:
     folder.mkdir()
-    index = Index(meta, *shard_shape(meta, SHARD_BYTES))
-    note = {"key": "bench/000000", "hw": [224, 224]}
-    for number in range(index.n_shards):
-        span = index.span(number)
-        shape = len(span), meta.tokens_per_item, meta.d
-        writer = ShardWriter(folder, number, shape, meta.dtype, meta.tokens_per_item, index.block_items, shard_metadata(meta))
-        for items, rows in _batches(meta, pool, span):
-            places = np.broadcast_to(np.arange(meta.tokens_per_item), rows.shape[:2])
-            writer.add(rows, np.asarray(items), places, None, [note] * len(items))
-        index.shards[number] = writer.finish()
-        index.save(folder)
+    index = Index(meta, *shard_shape(meta))
+    place = np.arange(meta.tokens_per_item)
+    with writing(folder, index) as filler:
+        for number in range(index.n_shards):
+            span = index.span(number)
+            for items, rows in _batches(meta, pool, span):
+                notes = tuple(Note(f"bench/{item:06d}", (224, 224), {}) for item in items)
+                places = np.broadcast_to(place, rows.shape[:2])
+                batch = Batch(torch.empty(0), np.asarray(items), places, None, notes, ())
+                filler.add(number, Pending.done(rows), batch, last=items.stop == span.stop)
 
 
 def _read_rows(flat: np.ndarray, batch: int) -> Iterator[torch.Tensor]:
@@ -201,6 +201,16 @@ def _drain(batches: Iterator[torch.Tensor]) -> None:
     """Serves everything; one value of each batch is touched, as any consumer would."""
     for rows in batches:
         rows[-1, -1].item()
+
+
+def _take_turns(seconds: dict[str, list[float]], turn: int, jobs: dict[str, Callable[[], object]]) -> None:
+    """Times every job, in another order each turn, each after what was written before has reached the disk."""
+    names = list(jobs)
+    shift = turn % len(names)
+    for name in names[shift:] + names[:shift]:
+        if hasattr(os, "sync"):
+            os.sync()
+        _time(seconds, name, jobs[name])
 
 
 def _time(seconds: dict[str, list[float]], name: str, job: Callable[[], object]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -24,7 +25,7 @@ from visae.store.estimate import (
     store_bytes,
 )
 from visae.store.forward import Forward, Pending, forward_pass
-from visae.store.index import INDEX, Index, locked
+from visae.store.index import INDEX, Index, Skipped, locked
 from visae.store.meta import StoreMeta
 from visae.store.shard import Shard, ShardWriter
 from visae.store.store import Store
@@ -114,79 +115,95 @@ def fill(folder: Path, index: Index, reader: Reader, forward: Forward, batch: in
     batches = reader.batches((part for _, part in spans), workers)
     done = meta.n_items - sum(len(part) for _, part in spans)
     with (
-        _writing(folder, index) as (write, close),
+        writing(folder, index) as filler,
         tqdm(total=meta.n_items, initial=done, unit="img", desc=f"extract {meta.site.name}", disable=not progress) as bar,
     ):
         for at, ((number, part), loaded) in enumerate(zip(spans, batches, strict=True)):
-            write(number, forward(loaded) if len(loaded.notes) else None, loaded)
-            if at + 1 == len(spans) or spans[at + 1][0] != number:
-                close(number)
+            last = at + 1 == len(spans) or spans[at + 1][0] != number
+            filler.add(number, forward(loaded) if loaded.notes else None, loaded, last)
             bar.update(len(part))
 
 
 @contextmanager
-def _writing(folder: Path, index: Index) -> Iterator[tuple[Callable[[int, Pending | None, Batch], None],
-                                                           Callable[[int], None]]]:
-    """Two functions that queue work for the one thread that writes; what it raises is raised by the next call."""
-    thread = ThreadPoolExecutor(1, thread_name_prefix="visae-write")
-    queue: deque[Future[None]] = deque()
+def writing(folder: Path, index: Index) -> Iterator["_Filler"]:
+    """A `_Filler` that has written everything when the block ends, or has removed what is unfinished."""
     filler = _Filler(folder, index)
-
-    def submit(job: Callable[..., None], *args: object) -> None:
-        queue.append(thread.submit(job, *args))
-        while len(queue) > _AHEAD:
-            queue.popleft().result()
-
     try:
-        yield lambda *args: submit(filler.add, *args), lambda number: submit(filler.close, number)
-        while queue:
-            queue.popleft().result()
+        yield filler
+        filler.drain()
     finally:
-        thread.shutdown(wait=True, cancel_futures=True)
-        filler.abandon()
+        filler.stop()
 
 
 class _Filler:
-    """What the writing thread does: one open shard at a time."""
+    """Puts shards on the disk behind the forward pass: one thread writes, another syncs shards that are full.
+
+    What goes wrong in a thread is raised by the next call.
+    """
 
     def __init__(self, folder: Path, index: Index):
         self._folder, self._index = folder, index
-        self._writer: ShardWriter | None = None
-        self._skipped: list = []
         self._metadata = shard_metadata(index.meta)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="visae-write")
+        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="visae-sync")
+        self._queue: deque[Future[None]] = deque()
+        self._syncing: Future[None] | None = None
+        self._open: list[ShardWriter] = []
+        self._skipped: list[Skipped] = []
         self._failed = False
 
-    def add(self, number: int, pending: Pending | None, batch: Batch) -> None:
-        """Appends a batch to shard `number`, once its rows have arrived."""
+    def add(self, number: int, pending: Pending | None, batch: Batch, last: bool) -> None:
+        """Queues a batch for shard `number`; `last` finishes it."""
+        self._queue.append(self._writer.submit(self._guarded, self._write, number, pending, batch, last))
+        while len(self._queue) > _AHEAD:
+            self._queue.popleft().result()
+
+    def drain(self) -> None:
+        """Waits until everything is on the disk."""
+        while self._queue:
+            self._queue.popleft().result()
+        if self._syncing is not None:
+            self._syncing.result()
+
+    def stop(self) -> None:
+        """Ends the threads and removes what is unfinished."""
+        self._writer.shutdown(wait=True, cancel_futures=True)
+        self._syncer.shutdown(wait=True)
+        for writer in self._open:
+            writer.abandon()
+
+    def _guarded(self, job: Callable[..., None], *args: Any) -> None:
+        """Runs a job unless an earlier one failed: nothing may be added to a shard that misses something."""
         if self._failed:
             return
-        self._failed = True  # until this call has gone well: nothing may be added after a failure
+        try:
+            job(*args)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _write(self, number: int, pending: Pending | None, batch: Batch, last: bool) -> None:
         meta = self._index.meta
-        if self._writer is None:
+        if number not in (writer.number for writer in self._open):
             shape = len(self._index.span(number)), meta.tokens_per_item, meta.d
-            self._writer = ShardWriter(self._folder, number, shape, meta.dtype, meta.site.n_tokens, self._index.block_items,
-                                       self._metadata)
+            self._open.append(ShardWriter(self._folder, number, shape, meta.dtype, meta.site.n_tokens,
+                                          self._index.block_items, self._metadata))
+        writer = self._open[-1]
         self._skipped += batch.skipped
         if pending is not None:
-            notes = [note.to_dict() for note in batch.notes]
-            self._writer.add(pending.wait(), batch.items, batch.places, batch.regions, notes)
-        self._failed = False
+            writer.add(pending.wait(), batch.items, batch.places, batch.regions, [note.to_dict() for note in batch.notes])
+        if last:
+            writer.finish()
+            if self._syncing is not None:
+                self._syncing.result()
+            self._syncing = self._syncer.submit(self._guarded, self._sync, writer, self._skipped)
+            self._skipped = []
 
-    def close(self, number: int) -> None:
-        """Finishes shard `number` and lists it."""
-        if self._failed or self._writer is None:
-            return
-        self._failed = True
-        self._index.shards[number] = self._writer.finish()
-        self._index.skipped |= {one.item: one for one in self._skipped}
-        self._writer, self._skipped = None, []
+    def _sync(self, writer: ShardWriter, skipped: list[Skipped]) -> None:
+        self._index.shards[writer.number] = writer.commit()
+        self._index.skipped |= {one.item: one for one in skipped}
+        self._open.remove(writer)
         self._index.save(self._folder)
-        self._failed = False
-
-    def abandon(self) -> None:
-        """Removes what is unfinished."""
-        if self._writer is not None:
-            self._writer.abandon()
 
 
 def _tell_skipped(index: Index) -> None:

@@ -1,7 +1,7 @@
 """The forward pass that fills a store or a stream: tap, pick, cast, check, copy; nothing in it waits for the device."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,11 @@ class Pending:
     extremes: Tensor
     ready: torch.cuda.Event | None
     keys: tuple[str, str]
+
+    @classmethod
+    def done(cls, rows: np.ndarray) -> "Pending":
+        """Float16 rows `[n, t, d]` that are there already."""
+        return cls(torch.from_numpy(rows), torch.zeros(2), None, ("", ""))
 
     def wait(self) -> np.ndarray:
         """The rows `[n, t, d]` (bfloat16 as uint16), once they are there; meant for another thread than the forward's.
@@ -72,21 +77,23 @@ def as_torch(rows: np.ndarray, dtype: str) -> Tensor:
 
 
 class Forward:
-    """Runs batches through a model under a tap.
+    """Runs batches through a model under a tap, which stands from the first batch until `close`.
 
     Args:
         model: the model.
         site: where to read.
         dtype: storage dtype.
-        latest: what the tap fills at every forward pass.
     """
 
-    def __init__(self, model: AdaptedModel, site: Site, dtype: str, latest: dict[str, Tensor]):
-        self._model, self._site, self._latest = model, site, latest
-        self._dtype = DTYPES[dtype]
+    def __init__(self, model: AdaptedModel, site: Site, dtype: str):
+        self._model, self._site, self._dtype = model, site, DTYPES[dtype]
+        self._tap = ExitStack()
+        self._latest: dict[str, Tensor] | None = None
 
     def __call__(self, batch: Batch) -> Pending:
         """Sends a batch through the model and its rows on their way to the CPU."""
+        if self._latest is None:
+            self._latest = self._tap.enter_context(tap(self._model, self._site))
         with torch.no_grad():
             self._model.forward(batch.pixels)
             picked = pick(self._latest[self._site.name], batch.places)
@@ -102,12 +109,20 @@ class Forward:
         ready.record()
         return Pending(host[0], host[1], ready, keys)
 
+    def close(self) -> None:
+        """Removes the tap."""
+        self._latest = None
+        self._tap.close()
+
 
 @contextmanager
 def forward_pass(model: AdaptedModel, site: Site, dtype: str) -> Iterator[Forward]:
     """A `Forward` whose tap is removed on exit."""
-    with tap(model, site) as latest:
-        yield Forward(model, site, dtype, latest)
+    forward = Forward(model, site, dtype)
+    try:
+        yield forward
+    finally:
+        forward.close()
 
 
 def pick(activations: Tensor, places: np.ndarray) -> Tensor:

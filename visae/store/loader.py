@@ -1,27 +1,32 @@
 """Shuffled rows: random blocks fill a buffer, its rows are served in a random order, every row once per pass."""
 
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from visae.store.forward import as_numpy
+from visae.store.forward import as_torch
 from visae.store.shard import stored_dtype
 
 if TYPE_CHECKING:
     from visae.store.store import Store
 
-BUFFER_BYTES = 128 * 2**20
-_FEWEST = 64
+BUFFER_BYTES = 64 * 2**20
+_UNUSED = 3
+"""References to a buffer that nobody uses: from the list, the loop over it, and the call that counts."""
+
+_FEWEST = 128
 """Blocks mixed at least; with fewer, neighbouring rows would come from the same samples too often."""
 
 
 class Loader(Protocol):
     """Shuffled `[b, d]` rows with an exact resume.
+
+    A batch lies in memory that is used again once nobody holds it; it may be changed in place.
 
     Attributes:
         items: `[b]` int64 sample of every row of the latest batch.
@@ -46,16 +51,14 @@ class _Group:
     Attributes:
         start: first row of the pass that it serves.
         stop: one past the last.
-        rows: `[stop - start, d]` buffer, in block order.
-        numbers: `[stop - start]` row number in the store of each buffer row.
-        order: `[stop - start]` in which they are served.
+        rows: `[stop - start, d]` in the order in which they are served.
+        numbers: `[stop - start]` row number in the store of each.
     """
 
     start: int
     stop: int
     rows: np.ndarray
     numbers: np.ndarray
-    order: np.ndarray
 
 
 class StoreLoader:
@@ -73,7 +76,6 @@ class StoreLoader:
         per_group = max(_FEWEST, buffer_bytes // block_bytes)
         self._n_groups = -(-len(self._blocks) // per_group)
         self._rooms: list[np.ndarray] = []
-        self._filled = 0
         self._plans: dict[int, list[np.ndarray]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="visae-load")
         self._group: tuple[tuple[int, int], _Group] | None = None
@@ -115,7 +117,7 @@ class StoreLoader:
                              "it belongs to another store")
         self._seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]
         if self._coming is not None:
-            self._coming[1].exception()  # its buffer is reused, so it must have ended
+            self._coming[1].exception()  # waits: two loads at a time would share a buffer
         self._group = self._coming = None
         self._plans.clear()
 
@@ -123,25 +125,23 @@ class StoreLoader:
         return self
 
     def __next__(self) -> Tensor:
-        meta = self._store.meta
-        out = torch.empty((self._batch, meta.d), dtype=meta.torch_dtype, pin_memory=self._pin)
-        view, numbers, filled = as_numpy(out), [], 0
+        parts, numbers, filled = [], [], 0
         while filled < self._batch:
             if self._position == self._store.n_rows:
                 self._epoch, self._position = self._epoch + 1, 0
             if self._passes is not None and self._epoch >= self._passes:
                 break
             group = self._current()
-            take = min(self._batch - filled, group.stop - self._position)
-            picks = group.order[self._position - group.start :][:take]
-            group.rows.take(picks, axis=0, out=view[filled : filled + take], mode="clip")  # "raise" would buffer
-            numbers.append(group.numbers[picks])
-            filled += take
-            self._position += take
+            take = slice(self._position - group.start, self._position - group.start + self._batch - filled)
+            parts.append(group.rows[take])
+            numbers.append(group.numbers[take])
+            filled += len(parts[-1])
+            self._position += len(parts[-1])
         if not filled:
             raise StopIteration
         self._served = np.concatenate(numbers)
-        return out[:filled]
+        rows = as_torch(parts[0] if len(parts) == 1 else np.concatenate(parts), self._store.meta.dtype)
+        return rows.pin_memory() if self._pin else rows
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
         """Blocks of each group of a pass."""
@@ -167,32 +167,41 @@ class StoreLoader:
         return self._group[1]
 
     def _submit(self, at: tuple[int, int]) -> Future[_Group]:
-        """Starts filling the buffer that the group before the current one used."""
-        self._filled += 1
-        return self._thread.submit(self._load, at, self._plan(at[0]), self._filled % 2)
+        """Starts reading a group in the thread."""
+        return self._thread.submit(self._load, at, self._plan(at[0]))
 
-    def _load(self, at: tuple[int, int], plan: list[np.ndarray], room: int) -> _Group:
-        """Reads the blocks of a group, in the order in which they lie on disk."""
+    def _load(self, at: tuple[int, int], plan: list[np.ndarray]) -> _Group:
+        """Reads the blocks of a group in the order in which they lie on disk, each row to its place in the served order."""
         store, t = self._store, self._store.meta.tokens_per_item
         start = int(sum(self._blocks[blocks, 2].sum() for blocks in plan[: at[1]])) * t
         table = self._blocks[np.sort(plan[at[1]])]
-        buffer = self._room(room)
-        filled = 0
+        n = int(table[:, 2].sum()) * t
+        to = np.random.default_rng([self._seed, *at]).permutation(n)
+        rows = self._room()[:n]
+        whole_rows, filled = _as_units(rows), 0
         for number, block, items, _ in table.tolist():
-            store.read_block(number, block, buffer[filled : filled + items])
-            filled += items
-        n = filled * t
-        numbers = np.repeat(table[:, 3], table[:, 2] * t) + _within(table[:, 2] * t)
-        order = np.random.default_rng([self._seed, *at]).permutation(n)
-        return _Group(start, start + n, buffer[:filled].reshape(n, -1), numbers, order)
+            with store.block(number, block) as source:
+                whole_rows[to[filled : filled + items * t]] = _as_units(source.reshape(-1, store.d))
+            filled += items * t
+        numbers = np.empty(n, np.int64)
+        numbers[to] = np.repeat(table[:, 3], table[:, 2] * t) + _within(table[:, 2] * t)
+        return _Group(start, start + n, rows, numbers)
 
-    def _room(self, which: int) -> np.ndarray:
-        """One of the two buffers, made when first needed."""
-        while len(self._rooms) <= which:
-            meta = self._store.meta
-            most = -(-len(self._blocks) // self._n_groups) * self._store.block_items
-            self._rooms.append(np.empty((most, meta.tokens_per_item, meta.d), stored_dtype(meta.dtype)))
-        return self._rooms[which]
+    def _room(self) -> np.ndarray:
+        """A buffer `[rows, d]` for a group: one that no served batch refers to any more, or a new one."""
+        for room in self._rooms:
+            if sys.getrefcount(room) <= _UNUSED:
+                return room
+        meta = self._store.meta
+        most = -(-len(self._blocks) // self._n_groups) * self._store.block_items * meta.tokens_per_item
+        room = np.empty((most, meta.d), stored_dtype(meta.dtype))
+        self._rooms = [*self._rooms[-1:], room]
+        return room
+
+
+def _as_units(rows: np.ndarray) -> np.ndarray:
+    """Rows `[n, d]` as `[n]` opaque units, which numpy moves whole."""
+    return rows.view(f"V{rows.shape[1] * rows.itemsize}")[:, 0]
 
 
 def _within(lengths: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
 """One shard: a safetensors file written from front to back and read through a memory map.
 
 The tensors lie in this order: `tokens [n, t, d]`, `notes` (JSON lines, one per item, as bytes), `item [n]`,
-`check [blocks + 1]`, `index [n, t]` and, where the data set has masks, `region [n, t]`. `check` holds a running
-CRC-32: entry i after block i of the tokens, the last one after notes, item, index and region as well. So any block can
-be checked alone, when it is read, and the last value is the checksum of everything.
+`check [blocks]`, `index [n, t]` and, where the data set has masks, `region [n, t]`. `check` holds a checksum of every
+block of the tokens, so that any block can be checked alone when it is read. index.json holds a CRC-32 of the header
+and one of all that follows the tokens, `check` included: no byte of the file is left out.
 """
 
 import json
@@ -11,16 +11,20 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
 from visae.store.errors import DamagedShard, disk_full, is_full
 
 _PAGE = 4096
+_WORDS = 4093
+"""Length of a line of 64-bit words in `block_sum`: odd, so that a page written to a wrong place changes the sums."""
+
 _CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "int64": "I64", "int32": "I32", "int16": "I16",
           "uint32": "U32", "uint16": "U16", "uint8": "U8"}
 _NUMPY = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "I64": "<i8", "I32": "<i4", "I16": "<i2", "U32": "<u4",
@@ -47,7 +51,7 @@ class ShardEntry:
         n_bytes: size of the file.
         n_items: items that it holds (unreadable ones are missing).
         header_crc32: of the bytes before the first tensor.
-        crc32: of all the other bytes, in the order described above, `check` last.
+        crc32: of the bytes after the tokens, which hold the checksums of the tokens.
     """
 
     file: str
@@ -60,6 +64,20 @@ class ShardEntry:
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         return asdict(self)
+
+
+def block_sum(rows: np.ndarray) -> int:
+    """Checksum of a block of rows, four times as quick as a CRC-32 of all bytes.
+
+    The bytes are laid out in lines of 4093 words of 64 bits, the lines are added modulo 2^64, and the CRC-32 of that
+    sum is taken. Damage confined to any stretch of 32 KiB always changes the sum, since no column meets it twice.
+    """
+    data = rows.reshape(-1).view(np.uint8)
+    words = data[: len(data) // 8 * 8].view(np.uint64)
+    whole = len(words) // _WORDS * _WORDS
+    total = words[:whole].reshape(-1, _WORDS).sum(axis=0, dtype=np.uint64)
+    total[: len(words) - whole] += words[whole:]
+    return zlib.crc32(data[len(words) * 8 :].tobytes(), zlib.crc32(total.tobytes()))
 
 
 def shard_name(number: int) -> str:
@@ -92,32 +110,32 @@ class ShardWriter:
                  block_items: int, metadata: dict[str, str]):
         self.path = folder / shard_name(number)
         self._part = folder / f"{shard_name(number)}.tmp"
-        self._number, self._dtype, self._metadata = number, dtype, metadata
+        self.number, self._dtype, self._metadata = number, dtype, metadata
         self._most, self._t, self._d = shape
-        self._item_bytes = self._t * self._d * stored_dtype(dtype).itemsize
-        self._block_bytes = block_items * self._item_bytes
         self._room = header_room(self._d, self._t, self._most, metadata)
         self._place_dtype = place_dtype(n_sequence)
         self._items: list[np.ndarray] = []
         self._index: list[np.ndarray] = []
         self._regions: list[np.ndarray | None] = []
         self._notes: list[str] = []
-        self._running, self._in_block, self._written = 0, 0, 0
+        self._block = np.empty((block_items, self._t, self._d), stored_dtype(dtype))
+        self._held, self._written = 0, 0
         self._checks: list[int] = []
-        self._file: BinaryIO = open(self._part, "wb")  # noqa: SIM115 - closed by finish and abandon
+        self._entry: ShardEntry | None = None
+        self._file: BinaryIO = open(self._part, "wb", buffering=0)  # noqa: SIM115 - closed by commit and abandon
         self._file.seek(self._room)
 
     @property
     def n_items(self) -> int:
-        """Items written so far."""
-        return self._written // self._item_bytes
+        """Items added so far."""
+        return self._written + self._held
 
     def add(self, rows: np.ndarray, items: np.ndarray, index: np.ndarray, regions: np.ndarray | None,
             notes: Sequence[dict[str, Any]]) -> None:
         """Appends items.
 
         Args:
-            rows: `[n, t, d]` in the stored dtype, C-contiguous.
+            rows: `[n, t, d]` in the stored dtype.
             items: `[n]` place of each in the data set.
             index: `[n, t]` place of each row in the site's sequence.
             regions: `[n, t]` region under each row, or None.
@@ -130,88 +148,100 @@ class ShardWriter:
         self._index.append(np.asarray(index, dtype=self._place_dtype))
         self._regions.append(regions)
         self._notes += [json.dumps(note, ensure_ascii=False, separators=(",", ":")) for note in notes]
-        view = memoryview(rows).cast("B") if rows.size else memoryview(b"")
-        try:
-            while view:
-                piece = view[: self._block_bytes - self._in_block]
-                self._running = zlib.crc32(piece, self._running)
-                self._file.write(piece)
-                self._in_block += len(piece)
-                self._written += len(piece)
-                if self._in_block == self._block_bytes:
-                    self._close_block()
-                view = view[len(piece):]
-        except OSError as error:
-            self._fail(error)
+        while len(rows):
+            piece = rows[: len(self._block) - self._held]
+            self._block[self._held : self._held + len(piece)] = piece
+            self._held += len(piece)
+            rows = rows[len(piece) :]
+            if self._held == len(self._block):
+                self._close_block()
 
-    def finish(self) -> ShardEntry:
-        """Completes, syncs and renames the file; from here on it is whole.
+    def finish(self) -> None:
+        """Writes what follows the tokens, and the header.
 
         Raises:
             DiskFull: if the disk has no room; the unfinished file is gone then.
         """
-        if self._in_block:
+        if self._held:
             self._close_block()
         tensors = self._small_tensors()
-        entries: dict[str, Any] = {}
-        start = 0
-        for name, (code, shape, size) in self._describe(tensors).items():
-            entries[name] = {"dtype": code, "shape": shape, "data_offsets": [start, start + size]}
-            start += size
+        tokens = np.empty((self._written, self._t, 0), self._block.dtype)
+        start = self._written * self._block[0].nbytes
+        entries: dict[str, Any] = {"tokens": _describe(tokens, self._dtype, 0, start) | {"shape": [*tokens.shape[:2], self._d]}}
+        for name, array in tensors.items():
+            entries[name] = _describe(array, array.dtype.name, start, array.nbytes)
+            start += array.nbytes
         text = json.dumps({"__metadata__": self._metadata, **entries}).encode()
         header = struct.pack("<Q", self._room - 8) + text.ljust(self._room - 8)
+        tail = b"".join(array.tobytes() for array in tensors.values())
+        self._write(tail)
+        self._file.seek(0)
+        self._write(header)
+        self._entry = ShardEntry(self.path.name, self.number, self._room + start, self._written, zlib.crc32(header),
+                                 zlib.crc32(tail))
+
+    def commit(self) -> ShardEntry:
+        """Syncs and renames the finished file; from here on it is whole. May run in another thread.
+
+        Raises:
+            DiskFull: if the disk has no room; the unfinished file is gone then.
+        """
+        if self._entry is None:
+            raise RuntimeError("commit comes after finish")
         try:
-            for array in tensors.values():
-                self._file.write(memoryview(array).cast("B") if array.size else b"")
-            self._file.seek(0)
-            self._file.write(header)
-            self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
         except OSError as error:
             self._fail(error)
         os.replace(self._part, self.path)
-        crc = zlib.crc32(tensors["check"].tobytes(), int(tensors["check"][-1]))
-        return ShardEntry(self.path.name, self._number, self._room + start, self.n_items, zlib.crc32(header), crc)
+        return self._entry
 
     def abandon(self) -> None:
         """Removes the unfinished file."""
-        try:
-            self._file.close()
-        except OSError:  # the buffer could not be flushed to a full disk; the file goes anyway
-            pass
+        self._file.close()
         self._part.unlink(missing_ok=True)
 
     def _close_block(self) -> None:
-        self._checks.append(self._running)
-        self._in_block = 0
+        block = self._block[: self._held]
+        self._checks.append(block_sum(block))
+        self._write(memoryview(block.reshape(-1)).cast("B"))
+        self._written, self._held = self._written + self._held, 0
+
+    def _write(self, data: bytes | memoryview) -> None:
+        """Writes all of it: one call of the system may take only a part, the next one then says why."""
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            self._fail(error)
 
     def _small_tensors(self) -> dict[str, np.ndarray]:
-        t = self._t
         notes = "".join(f"{note}\n" for note in self._notes).encode()
-        notes += b" " * (-(self._written + len(notes)) % 8)  # item is int64 and must be aligned
-        items = np.concatenate([*self._items, np.empty(0, "<i8")])
-        index = np.concatenate([*self._index, np.empty((0, t), self._place_dtype)])
-        tensors = {"notes": np.frombuffer(notes, np.uint8), "item": items, "index": index}
+        before = self._written * self._block[0].nbytes + len(notes)
+        notes += b" " * (-before % 8)  # item is int64 and must be aligned
+        tensors = {
+            "notes": np.frombuffer(notes, np.uint8),
+            "item": np.concatenate([*self._items, np.empty(0, "<i8")]),
+            "check": np.array(self._checks, dtype="<u4"),
+            "index": np.concatenate([*self._index, np.empty((0, self._t), self._place_dtype)]),
+        }
         if any(region is not None for region in self._regions):
-            parts = [np.zeros((len(i), t), np.int64) if r is None else r
+            parts = [np.zeros((len(i), self._t), np.int64) if r is None else r
                      for r, i in zip(self._regions, self._items, strict=True)]
             regions = np.concatenate(parts)
             tensors["region"] = regions.astype("u1" if regions.max(initial=0) < 256 else "<u2")
-        for array in tensors.values():
-            self._running = zlib.crc32(array.tobytes(), self._running)
-        tensors["check"] = np.array([*self._checks, self._running], dtype="<u4")
-        return {name: tensors[name] for name in ("notes", "item", "check", "index", "region") if name in tensors}
+        return tensors
 
-    def _describe(self, tensors: dict[str, np.ndarray]) -> dict[str, tuple[str, list[int], int]]:
-        """Code, shape and bytes of every tensor in file order."""
-        told = {"tokens": (_CODES[self._dtype], [self.n_items, self._t, self._d], self._written)}
-        return told | {name: (_CODES[a.dtype.name], list(a.shape), a.nbytes) for name, a in tensors.items()}
-
-    def _fail(self, error: OSError) -> None:
-        needed = self._most * self._item_bytes - self._written
+    def _fail(self, error: OSError) -> NoReturn:
+        needed = (self._most - self._written) * self._block[0].nbytes
         self.abandon()
         raise disk_full(error, self.path, needed) if is_full(error) else error
+
+
+def _describe(array: np.ndarray, dtype: str, start: int, n_bytes: int) -> dict[str, Any]:
+    """Header entry of a tensor."""
+    return {"dtype": _CODES[dtype], "shape": list(array.shape), "data_offsets": [start, start + n_bytes]}
 
 
 class Shard:
@@ -257,24 +287,27 @@ class Shard:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return mapped, self._view(mapped, "tokens")
 
-    def read_block(self, mapped: tuple[mmap.mmap, np.ndarray], block: int, out: np.ndarray) -> None:
-        """Copies block `block` of the tokens to `out [items, t, d]`.
+    @contextmanager
+    def block(self, mapped: tuple[mmap.mmap, np.ndarray], block: int) -> Iterator[np.ndarray]:
+        """Block `block` of the tokens as a read-only view `[items, t, d]` of the map, to be copied inside the context.
+
+        On exit its pages leave this process (not the page cache), so that resident memory does not grow with the store.
 
         Raises:
             DamagedShard: if its bytes are not those that were written.
         """
         first = block * self.block_items
-        source = mapped[1][first : first + len(out)]
-        out[...] = source
-        self._forget(mapped[0], source)
-        if not self._check or self._blocks_ok[block]:
-            return
-        checks = self.small("check")
-        before = int(checks[block - 1]) if block else 0
-        if zlib.crc32(memoryview(out).cast("B"), before) != checks[block]:
-            last = first + len(out) - 1
-            raise self._damaged(f"the rows of its items {first} to {last} are not those that were written")
-        self._blocks_ok[block] = True
+        rows = mapped[1][first : first + self.block_items]
+        if self._check and not self._blocks_ok[block]:
+            if block_sum(rows) != self.small("check")[block]:
+                last = first + len(rows) - 1
+                raise self._damaged(f"the rows of its items {first} to {last} are not those that were written")
+            self._blocks_ok[block] = True
+        yield rows
+        if hasattr(mmap, "MADV_DONTNEED"):
+            from_byte = self._start + first * rows[0].nbytes
+            page = from_byte // mmap.PAGESIZE * mmap.PAGESIZE
+            mapped[0].madvise(mmap.MADV_DONTNEED, page, from_byte + rows.nbytes - page)
 
     def small(self, name: str) -> np.ndarray:
         """One of `notes`, `item`, `check`, `index`, `region` in memory, all checked at the first call.
@@ -285,10 +318,10 @@ class Shard:
         """
         if self._small is None:
             mapped, _ = self.map()
-            small = {key: self._view(mapped, key).copy() for key in self._tensors if key != "tokens"}
-            if self._check:
-                self._check_small(small)
-            self._small = small
+            tail = memoryview(mapped)[self._start + self._tensors["tokens"]["data_offsets"][1] :]
+            if self._check and zlib.crc32(tail) != self.entry.crc32:
+                raise self._damaged("its labels or checksums are not those that were written")
+            self._small = {key: self._view(mapped, key).copy() for key in self._tensors if key != "tokens"}
         return self._small[name]
 
     @property
@@ -308,33 +341,14 @@ class Shard:
         """
         self._blocks_ok[:], self._small, self._check = False, None, True
         mapped = self.map()
-        n, t, d = mapped[1].shape
-        room = np.empty((self.block_items, t, d), mapped[1].dtype)
         for block in range(len(self._blocks_ok)):
-            self.read_block(mapped, block, room[: min(self.block_items, n - block * self.block_items)])
+            with self.block(mapped, block):
+                pass
         self.small("check")
-
-    def _check_small(self, small: dict[str, np.ndarray]) -> None:
-        checks = small["check"]
-        running = int(checks[-2]) if len(checks) > 1 else 0
-        for name in ("notes", "item", "index", "region"):
-            if name in small:
-                running = zlib.crc32(small[name].tobytes(), running)
-        if running != checks[-1] or zlib.crc32(checks.tobytes(), running) != self.entry.crc32:
-            raise self._damaged("its labels or checksums are not those that were written")
 
     def _view(self, mapped: mmap.mmap, name: str) -> np.ndarray:
         told = self._tensors[name]
         return np.ndarray(told["shape"], _NUMPY[told["dtype"]], mapped, self._start + told["data_offsets"][0])
-
-    @staticmethod
-    def _forget(mapped: mmap.mmap, source: np.ndarray) -> None:
-        """Drops the pages just read from this process, so that resident memory does not grow with the store."""
-        if not source.size or not hasattr(mmap, "MADV_DONTNEED"):
-            return
-        first = source.__array_interface__["data"][0] - np.ndarray(0, np.uint8, mapped).__array_interface__["data"][0]
-        start = first // mmap.PAGESIZE * mmap.PAGESIZE
-        mapped.madvise(mmap.MADV_DONTNEED, start, first + source.nbytes - start)
 
     def _damaged(self, what: str) -> DamagedShard:
         return DamagedShard(

@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from mmap import mmap
@@ -220,9 +221,9 @@ class Store:
         order = np.concatenate([shard.small("item") for shard in self.shards])
         return order[np.asarray(rows) // self.meta.tokens_per_item]
 
-    def read_block(self, number: int, block: int, out: np.ndarray) -> None:
-        """Copies one checksum block of shard `number` to `out [items, t, d]`, checked (bfloat16 as uint16)."""
-        self.shards[number].read_block(self._mapped(number), block, out)
+    def block(self, number: int, block: int) -> AbstractContextManager[np.ndarray]:
+        """One checked block of shard `number` as a view `[items, t, d]` to be copied in the context; bfloat16 as uint16."""
+        return self.shards[number].block(self._mapped(number), block)
 
     def _mapped(self, number: int) -> tuple[mmap, np.ndarray]:
         """The map of a shard; only the last few stay open."""
@@ -239,8 +240,8 @@ class Store:
         shard, meta = self.shards[number], self.meta
         rows = np.empty((stop - first, meta.tokens_per_item, meta.d), stored_dtype(meta.dtype))
         for start in range(first, stop, self.block_items):
-            at = start - first
-            self.read_block(number, start // self.block_items, rows[at : min(at + self.block_items, stop - first)])
+            with self.block(number, start // self.block_items) as block:
+                rows[start - first :][: len(block)] = block
         region = None
         if self.has_regions:
             shape = stop - first, meta.tokens_per_item

@@ -146,7 +146,11 @@ def prompts(factor: str, value: str) -> list[str]:
     elif factor == "count":
         bodies = list(COUNTS[value])
     else:
-        bodies = [with_article(f"{word} {noun}") for word in ADJECTIVES.get(factor, {}).get(value, ()) for noun in ANYTHING]
-        bodies += [f"{with_article(noun)} {text}" for text in PHRASES.get(factor, {}).get(value, ()) for noun in ANYTHING[:2]]
+        bodies = [
+            with_article(f"{word} {noun}") for word in ADJECTIVES.get(factor, {}).get(value, ()) for noun in ANYTHING
+        ]
+        bodies += [
+            f"{with_article(noun)} {text}" for text in PHRASES.get(factor, {}).get(value, ()) for noun in ANYTHING[:2]
+        ]
     frames = ("{}", "a picture of {}", "an image of {}", "a drawing of {}")
     return [frame.format(body) for body in bodies for frame in frames]

@@ -78,7 +78,7 @@ def tiny_clip(vocab_size: int) -> Recipe:
             "layers": 2,
         },
     }
-    return Recipe("tiny-clip", {"model_cfg": model, "preprocess_cfg": _PREPROCESS}, steps=1400, dense=0.5)
+    return Recipe("tiny-clip", {"model_cfg": model, "preprocess_cfg": _PREPROCESS}, steps=1000, dense=0.5)
 
 
 def tiny_vit() -> Recipe:
@@ -94,11 +94,11 @@ def tiny_vit() -> Recipe:
         "num_classes": _n_labels("tiny-vit"),
     }
     stored = {"model_args": args, "preprocess_cfg": _PREPROCESS, "labels": _labels("tiny-vit")}
-    return Recipe("tiny-vit", stored, steps=1100, dense=0.3)
+    return Recipe("tiny-vit", stored, steps=800, dense=0.3)
 
 
 def judge() -> Recipe:
     """A residual network, trained on labels."""
     args = {"n_labels": _n_labels("judge"), "widths": [32, 64, 96, 128], "image_size": 64}
     stored = {"model_args": args, "preprocess_cfg": _PREPROCESS, "labels": _labels("judge")}
-    return Recipe("judge", stored, steps=1400, lr=2e-3)
+    return Recipe("judge", stored, steps=900, lr=2e-3)

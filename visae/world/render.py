@@ -5,7 +5,7 @@ import numpy as np
 from visae.world.factors import PALETTE, SHIFTED_PALETTE
 from visae.world.hashing import lattice_noise, mix64
 from visae.world.scene import Scene, Thing
-from visae.world.shapes import SHAPE_DISTANCES
+from visae.world.shapes import REACH, SHAPE_DISTANCES
 from visae.world.styles import STYLE_PAINTS, Surface
 
 UNITS = 64.0
@@ -24,7 +24,7 @@ _TURNS: dict[int, tuple[float, float]] = {
 
 def _window(thing: Thing, size: int) -> tuple[slice, slice]:
     """Rows and columns an object can touch."""
-    reach = thing.radius * 1.2 + 1.0 / size
+    reach = thing.radius * REACH + 1.0 / size
     x0, x1 = int((thing.x - reach) * size), int((thing.x + reach) * size) + 2
     y0, y1 = int((thing.y - reach) * size), int((thing.y + reach) * size) + 2
     return slice(max(y0, 0), min(y1, size)), slice(max(x0, 0), min(x1, size))

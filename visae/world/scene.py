@@ -15,12 +15,10 @@ from visae.world.factors import (
     TAXONOMY,
 )
 from visae.world.hashing import Stream
+from visae.world.shapes import REACH
 
 LATTICE = 6144
 """Positions are multiples of 1/6144 of the image side; which multiples (modulo 3) is decided by the split."""
-
-_REACH = 1.12
-"""No shape reaches further than this many radii from its centre."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ _SLOPES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
 
 def _coordinate(stream: Stream, side: int, radius: float, split: int) -> float:
     """A centre coordinate at the near side (-1), the middle (0) or the far side (1), on the split's own lattice."""
-    room = int((0.5 - _REACH * radius) * LATTICE)
+    room = int((0.5 - REACH * radius) * LATTICE)
     if side == 0:
         offset = stream.between(-LATTICE * 3 // 100, LATTICE * 3 // 100)
     else:
@@ -141,7 +139,7 @@ def draw_place(stream: Stream, size: str, split: int) -> tuple[str, float, float
 def _fits(place: tuple[str, float, float, float], others: list[tuple[str, float, float, float]]) -> bool:
     _, x, y, radius = place
     for _, other_x, other_y, other_radius in others:
-        dx, dy, apart = x - other_x, y - other_y, 1.04 * (radius + other_radius)
+        dx, dy, apart = x - other_x, y - other_y, REACH * (radius + other_radius)
         if dx * dx + dy * dy <= apart * apart:
             return False
     return True

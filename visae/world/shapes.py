@@ -10,6 +10,9 @@ import numpy as np
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
+REACH = 1.13
+"""No shape has a point further than this many radii from its centre."""
+
 SHAPE_DISTANCES: dict[str, Distance] = {}
 """Shape -> function of x, y `[h, w]` in radii to the signed distance `[h, w]` in radii."""
 
@@ -53,7 +56,7 @@ def _length(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @_shape("triangle")
 def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return _polygon(x, y, ((0.0, -0.98), (0.95, 0.68), (-0.95, 0.68)))
+    return _polygon(x, y, ((0.0, -1.02), (0.93, 0.62), (-0.93, 0.62)))
 
 
 @_shape("square")
@@ -71,7 +74,7 @@ def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 @_shape("bolt")
 def _bolt(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return _polygon(
-        x, y, ((0.34, -1.06), (-0.86, 0.22), (-0.18, 0.22), (-0.46, 1.06), (0.86, -0.34), (0.20, -0.34), (0.84, -1.06))
+        x, y, ((0.22, -0.94), (-0.80, 0.22), (-0.16, 0.22), (-0.42, 1.02), (0.80, -0.32), (0.18, -0.32), (0.60, -0.94))
     )
 
 
@@ -82,7 +85,7 @@ def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @_shape("elbow")
 def _elbow(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return _polygon(x, y, ((-0.80, -0.95), (-0.14, -0.95), (-0.14, 0.22), (0.88, 0.22), (0.88, 0.86), (-0.80, 0.86)))
+    return _polygon(x, y, ((-0.72, -0.86), (-0.10, -0.86), (-0.10, 0.17), (0.80, 0.17), (0.80, 0.78), (-0.72, 0.78)))
 
 
 @_shape("circle")
@@ -95,7 +98,7 @@ def _oval(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     # First-order distance to an ellipse: exact on the contour, close enough beside it for outlines.
     wide, tall = 1.06, 0.54
     ux, uy = x / wide, y / tall
-    scaled = _length(ux, uy)
+    scaled = np.maximum(_length(ux, uy), 1e-9)  # the very centre is inside, not on the contour
     slope = np.maximum(_length(ux / wide, uy / tall), 1e-9)
     return scaled * (scaled - 1.0) / slope
 
@@ -113,12 +116,12 @@ def _crescent(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 @_shape("heart")
 def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     # A square on its corner with half a disc on each upper side, in its own units: tip at 0, height about 1.1.
-    px, py = np.abs(x) / 1.72, 0.54 - y / 1.72
+    px, py = np.abs(x) / 1.64, 0.54 - y / 1.64
     lobe = _length(px - 0.25, py - 0.75) - 0.3535533905932738
     along = np.maximum(px + py, 0.0) * 0.5
     side = np.minimum(px * px + (py - 1.0) * (py - 1.0), (px - along) * (px - along) + (py - along) * (py - along))
     below = np.sqrt(side) * np.where(px < py, -1.0, 1.0)
-    return np.where(px + py > 1.0, lobe, below) * 1.72
+    return np.where(px + py > 1.0, lobe, below) * 1.64
 
 
 @_shape("drop")

@@ -23,8 +23,8 @@ def world_from_spec(spec: str) -> World:
     """The world a text describes.
 
     Args:
-        spec: `world:SPLIT?key=value&...`; the split defaults to train, the keys are those of `World` and of its variant,
-            and `objects` is a number or a range such as `1-3`. The prefix `world:` may be left out.
+        spec: `world:SPLIT?key=value&...`; the split defaults to train, the keys are those of `World` and of its
+            variant, and `objects` is a number or a range such as `1-3`. The prefix `world:` may be left out.
 
     Raises:
         UnknownName: for a split, key, variant or choice that does not exist.

@@ -61,7 +61,7 @@ def _wave(position: np.ndarray, period: float) -> np.ndarray:
 
 
 @_style("flat")
-def _flat(surface: Surface) -> tuple[float, None]:
+def _flat(_: Surface) -> tuple[float, None]:
     return 0.0, None
 
 

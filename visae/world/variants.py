@@ -7,6 +7,7 @@ from visae.registry import Registry
 from visae.world.factors import ANGLES, BACKGROUNDS, COLOURS, POSITIONS, ROTATIONLESS, SHAPES, SIZES, STYLES
 from visae.world.hashing import Stream
 from visae.world.scene import BACKGROUND_LEVELS, Scene, Thing, draw_place, draw_scene
+from visae.world.shapes import REACH
 
 Value = float | str
 
@@ -45,12 +46,14 @@ class Variant:
         draw: makes the scene of one image.
         defaults: its parameters; the type of a default is the type of the parameter.
         choices: for text parameters, what they may be.
+        check: raises ValueError for parameters that make no sense.
         one_object: whether only single-object images make sense.
     """
 
     draw: Callable[[Draw, Mapping[str, Value]], Scene]
     defaults: Mapping[str, Value] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    check: Callable[[Mapping[str, Value]], None] = lambda _: None
     one_object: bool = False
 
 
@@ -81,8 +84,6 @@ def _with_background(scene: Scene, background: str, stream: Stream) -> Scene:
 def _spurious(draw: Draw, params: Mapping[str, Value]) -> Scene:
     """Factor `b` follows factor `a` (of the first object, where `b` is the background) with probability `p`."""
     a, b, p = str(params["a"]), str(params["b"]), float(params["p"])
-    if a == b or a == "background":
-        raise ValueError(f"spurious ties a factor of objects to another factor; got a={a!r}, b={b!r}")
     scene, stream = draw.scene(), draw.stream(1)
 
     def tied(thing: Thing) -> str:
@@ -105,10 +106,7 @@ def replace_value(thing: Thing, factor: str, value: str) -> Thing:
 
 def _shift(draw: Draw, params: Mapping[str, Value]) -> Scene:
     """Another site: duller, warmer palette, blur and sensor noise, all scaled by `strength` (0 to 1)."""
-    strength = float(params["strength"])
-    if not 0.0 <= strength <= 1.0:
-        raise ValueError(f"shift has a strength between 0 and 1, got {strength:g}")
-    return replace(draw.scene(), shift=strength)
+    return replace(draw.scene(), shift=float(params["strength"]))
 
 
 def _changed(scene: Scene, factor: str, stream: Stream, split: int) -> Scene | None:
@@ -137,11 +135,11 @@ def _changed(scene: Scene, factor: str, stream: Stream, split: int) -> Scene | N
 
 def _stands(thing: Thing, others: tuple[Thing, ...]) -> bool:
     """Whether an object lies inside the image and touches no other."""
-    reach = 1.12 * thing.radius
+    reach = REACH * thing.radius
     if not (reach <= thing.x <= 1.0 - reach and reach <= thing.y <= 1.0 - reach):
         return False
     for other in others:
-        dx, dy, apart = thing.x - other.x, thing.y - other.y, 1.12 * (thing.radius + other.radius)
+        dx, dy, apart = thing.x - other.x, thing.y - other.y, REACH * (thing.radius + other.radius)
         if dx * dx + dy * dy <= apart * apart:
             return False
     return True
@@ -192,10 +190,27 @@ def _homonym(draw: Draw, params: Mapping[str, Value]) -> Scene:
     return replace(scene, things=(carrier, emblem))
 
 
-VARIANTS.register("plain")(Variant(lambda draw, params: draw.scene()))
+def _check_spurious(params: Mapping[str, Value]) -> None:
+    if params["a"] == params["b"]:
+        raise ValueError(f"spurious ties a factor to another factor, got a = b = {params['a']!r}")
+    if not 0.0 <= float(params["p"]) <= 1.0:
+        raise ValueError(f"p is a probability, 0 to 1, got {params['p']}")
+
+
+def _check_shift(params: Mapping[str, Value]) -> None:
+    if not 0.0 <= float(params["strength"]) <= 1.0:
+        raise ValueError(f"strength is between 0 and 1, got {params['strength']}")
+
+
+VARIANTS.register("plain")(Variant(lambda draw, _: draw.scene()))
 VARIANTS.register("spurious")(
-    Variant(_spurious, {"p": 0.9, "a": "shape", "b": "colour"}, {"a": _TIEABLE[:3], "b": _TIEABLE})
+    Variant(
+        _spurious,
+        {"p": 0.9, "a": "shape", "b": "colour"},
+        {"a": _TIEABLE[:3], "b": _TIEABLE},
+        check=_check_spurious,
+    )
 )
-VARIANTS.register("shift")(Variant(_shift, {"strength": 1.0}))
+VARIANTS.register("shift")(Variant(_shift, {"strength": 1.0}, check=_check_shift))
 VARIANTS.register("pairs")(Variant(_pairs, {"factor": "any"}, {"factor": ("any", *CHANGEABLE)}))
 VARIANTS.register("homonym")(Variant(_homonym, {"shape": "star"}, {"shape": SHAPES}, one_object=True))

@@ -10,7 +10,6 @@ from visae.data.sample import FactorTable, Sample
 from visae.registry import UnknownName
 from visae.world.captions import Caption, draw_caption
 from visae.world.factors import FACTORS, ROLES, SPLITS, THING_FACTORS
-from visae.world.hashing import Stream
 from visae.world.render import regions, render
 from visae.world.scene import Scene
 from visae.world.variants import VARIANTS, Draw, Value, changed_factor
@@ -72,6 +71,7 @@ class World:
         if self._twist.one_object and high > 1:
             raise ValueError(f"the variant {self.variant!r} is about single objects, got objects={objects!r}; use 1")
         self.params = _checked_params(self.variant, self._twist.defaults, self._twist.choices, params)
+        self._twist.check(self.params)
         self.captions = captions
         self._n = n
         self.factors: FactorTable = {factor: list(values) for factor, values in FACTORS.items()}
@@ -182,6 +182,4 @@ def _checked_params(
             raise UnknownName(f"value of the parameter {key!r} of {variant!r}", value, choices[key])
         else:
             out[key] = value
-    if "p" in out and not 0.0 <= float(out["p"]) <= 1.0:
-        raise ValueError(f"p is a probability, 0 to 1, got {out['p']}")
     return out

@@ -93,7 +93,9 @@ def build(name: str) -> "nn.Module":
 
     weights = load_file(folder(name) / "model.safetensors")
     model = make(name, config(name))
-    model.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in weights.items()})
+    model.load_state_dict(
+        {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+    )
     return model.eval()
 
 

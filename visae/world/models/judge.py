@@ -1,5 +1,7 @@
 """A convolutional classifier of every factor, of another family than the models under study: it only ever judges."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -31,11 +33,9 @@ class Judge(nn.Module):
 
     def __init__(self, n_labels: int, widths: tuple[int, ...] = (32, 64, 96, 128), image_size: int = 64) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
-        )
+        self.stem = nn.Sequential(nn.Conv2d(3, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
         blocks = [_Block(widths[0], widths[0], 1)]
-        for n_in, n_out in zip(widths, widths[1:]):
+        for n_in, n_out in pairwise(widths):
             blocks += [_Block(n_in, n_out, 2), _Block(n_out, n_out, 1)]
         self.body = nn.Sequential(*blocks)
         side = image_size // 2 ** len(widths)

@@ -63,7 +63,7 @@ class Task:
         if self.recipe.dense == 0.0:
             yield seen
             return
-        handle = self._block().register_forward_hook(lambda module, args, output: seen.append(output))
+        handle = self._block().register_forward_hook(lambda _module, _args, output: seen.append(output))
         try:
             yield seen
         finally:

@@ -1,0 +1,64 @@
+"""visae: the small models that come with the package, trained on its built-in world; they need no network.
+
+`tiny-clip` is a CLIP of open_clip, `tiny-vit` a VisionTransformer of timm; their folders hold a configuration and
+`model.safetensors`.
+"""
+
+import json
+from importlib.resources import as_file, files
+from typing import Any
+
+from torch import nn
+
+from visae.adapters.base import from_transform, load_weights, refuse_options
+from visae.adapters.open_clip import RASTER
+from visae.discover import Naming
+from visae.model import AdaptedModel, Request, register_family
+from visae.registry import UnknownName
+
+MODELS = ("tiny-clip", "tiny-vit")
+
+
+def names() -> list[str]:
+    """Models that ship with visae."""
+    return list(MODELS)
+
+
+@register_family("visae", names=names)
+def shipped_model(request: Request) -> AdaptedModel:
+    """A model that ships with visae; `pretrained=False` gives random weights."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+
+    if request.module is not None:
+        raise ValueError("visae's own models are loaded by name; wrap(module) finds the family of other modules")
+    if request.name not in MODELS:
+        raise UnknownName("model that ships with visae", request.name, MODELS)
+    refuse_options("visae", request.options, "none")
+    folder = files("visae.world").joinpath("models", request.name)
+    config = next(json.loads(item.read_text(encoding="utf-8"))
+                  for name in ("open_clip_config.json", "config.json") if (item := folder.joinpath(name)).is_file())
+    prepare = merge_preprocess_dict(PreprocessCfg(), config["preprocess_cfg"])
+    size = (prepare["size"],) * 2 if isinstance(prepare["size"], int) else tuple(prepare["size"])
+    if request.image_size not in (None, size):
+        raise ValueError(f"visae:{request.name} sees images of {size[0]} x {size[1]} pixels, not {request.image_size}")
+    module, tower = _build(config)
+    if request.pretrained:
+        with as_file(folder.joinpath("model.safetensors")) as path:
+            load_weights(module, path)
+    pooled = ("visual", None) if tower is not module else None
+    transform = image_transform_v2(PreprocessCfg(**prepare), is_train=False)
+    return from_transform(request, "visae", module, transform, tower, tower, naming=Naming(raster=RASTER, pooled=pooled))
+
+
+def _build(config: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
+    """The native module, and the part of it that sees images."""
+    if "model_cfg" in config:
+        from open_clip.model import CLIP
+
+        parts = config["model_cfg"]
+        module = CLIP(parts["embed_dim"], dict(parts["vision_cfg"]), dict(parts["text_cfg"]))
+        return module, module.visual
+    from timm.models.vision_transformer import VisionTransformer
+
+    whole = VisionTransformer(**config["model_args"])
+    return whole, whole

@@ -1,0 +1,75 @@
+"""Small dictionaries and tokens for the tests of this folder."""
+
+import pytest
+import torch
+
+from visae.sae import initialise, kinds, make_sae
+
+D, F = 16, 64
+
+
+def make_small(kind, **options):
+    return make_sae(kind, D, F, **({"k": 4} if "topk" in kind else {}), **options)
+
+
+def draw_tokens(n=600, d=D, seed=5):
+    mixing = torch.randn(d, d, generator=torch.Generator().manual_seed(0))
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) @ mixing + 7
+
+
+def make_started(kind, dtype=torch.float64, **options):
+    """In training mode, away from the symmetric start, where some gradients vanish by accident."""
+    sae = make_small(kind, **options)
+    initialise(sae, draw_tokens())
+    sae = sae.to(dtype).train()
+    g = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in (sae.encoder.bias, sae.decoder.bias, sae.encoder.weight):
+            p.add_(0.05 * torch.randn(p.shape, generator=g, dtype=torch.float64).to(p))
+    return sae
+
+
+def find_gradients(sae, x, ops, dead, term=None):
+    losses = sae.losses(x, ops, dead=dead)
+    loss = losses.total if term is None else losses.terms[term]
+    names, params = zip(*sae.named_parameters(), strict=True)
+    found = torch.autograd.grad(loss, params, allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, params, found, strict=True)}
+
+
+@pytest.fixture(params=kinds())
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def small():
+    """Function from a kind (and options) to a dictionary of 64 latents for tokens of length 16, without weights."""
+    return make_small
+
+
+@pytest.fixture
+def tokens():
+    """Function to correlated tokens `[n, 16]` with a large mean."""
+    return draw_tokens
+
+
+@pytest.fixture
+def started():
+    """Function from a kind to a dictionary in the middle of training."""
+    return make_started
+
+
+@pytest.fixture
+def gradients():
+    """Function to the gradient of one term of the loss (or all) with respect to every parameter, by name."""
+    return find_gradients
+
+
+@pytest.fixture
+def sae(kind):
+    """A dictionary of every kind, ready for inference."""
+    made = make_small(kind)
+    initialise(made, draw_tokens())
+    made.calibrate([draw_tokens(seed=6)])
+    return made.eval()

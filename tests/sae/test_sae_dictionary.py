@@ -1,0 +1,135 @@
+"""Every kind of dictionary keeps the promises of the interface."""
+
+import pytest
+import torch
+
+from visae.ops import Eager
+from visae.sae import Codes, initialise, kind_options, kinds, make_sae
+
+D, F = 16, 64
+
+
+def test_forward_is_decode_of_encode_and_decode_is_a_sum_of_directions(sae, tokens):
+    x = tokens(50)
+    codes = sae.encode(x)
+    recon = sae.decode(codes)
+    assert torch.equal(sae(x), recon)
+    empty = Codes(torch.full((1, 1), -1), torch.zeros(1, 1), F)
+    by_hand = codes.to_dense() @ sae.directions() + sae.decode(empty)
+    assert torch.allclose(recon, by_hand, atol=1e-4)
+    assert codes.indices.dtype == torch.int64
+    assert codes.n_latents == sae.n_latents == F
+    assert sae.directions().shape == (F, D)
+    assert bool((codes.values >= 0).all()) or sae.signed
+
+
+def test_codes_equal_the_written_out_formula(sae, tokens):
+    x = tokens(40).double()
+    sae = sae.double()
+    pre = ((x - sae.mean) * sae.scale - sae.b_dec) @ sae.W_enc.T + sae.b_enc
+    if sae.kind == "topk":
+        keep = torch.zeros_like(pre, dtype=torch.bool).scatter_(1, pre.topk(4).indices, True)
+    else:
+        keep = pre > (sae.activation.threshold if sae.kind == "batch_topk" else 0)
+    assert torch.allclose(sae.encode(x).to_dense(), pre.relu() * keep, atol=1e-12)
+
+
+def test_what_comes_out_for_a_token_does_not_depend_on_its_batch(sae, tokens):
+    x = tokens(64)
+    whole = sae.encode(x).to_dense()
+    single = torch.cat([sae.encode(x[i : i + 1]).to_dense() for i in range(64)])
+    assert torch.allclose(whole, single, atol=1e-5)
+    sae.train()
+    assert torch.allclose(sae.encode(x).to_dense(), whole, atol=1e-5)
+
+
+def test_long_inputs_go_through_in_chunks_with_the_same_result(sae, monkeypatch, tokens):
+    x = tokens(100)
+    whole = sae.encode(x)
+    monkeypatch.setattr("visae.sae.dictionary.CELLS", 7 * F)
+    parts = sae.encode(x)
+    assert torch.allclose(parts.to_dense(), whole.to_dense(), atol=1e-5)
+    assert parts.capacity == whole.capacity
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_inputs_of_any_float_dtype_are_computed_in_float32(sae, dtype, tokens):
+    x = tokens(30).to(dtype)
+    codes = sae.encode(x)
+    assert codes.values.dtype == torch.float32
+    assert torch.equal(codes.to_dense(), sae.encode(x.float()).to_dense())
+    assert sae(x).dtype == torch.float32
+
+
+def test_shifting_and_scaling_the_data_changes_nothing_but_the_buffers(kind, small, tokens):
+    x = tokens()
+    one, other = small(kind), small(kind)
+    initialise(one, x)
+    initialise(other, 50 * x - 3)
+    assert torch.allclose(one.encode(x).to_dense(), other.encode(50 * x - 3).to_dense(), atol=2e-3)
+    assert torch.allclose(other.directions(), 50 * one.directions(), rtol=1e-4, atol=1e-3)
+
+
+def test_tokens_of_another_length_are_refused(sae):
+    with pytest.raises(ValueError, match=r"takes tokens \[n, 16\]; got \[3, 5\]"):
+        sae.encode(torch.zeros(3, 5))
+
+
+def test_reconstruction_is_differentiable_in_the_tokens(sae, tokens):
+    sae.double()
+    x = tokens(5).double().requires_grad_()
+    weights = torch.randn(5, D, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((sae(x) * weights).sum(), x)
+    step = 1e-6 * torch.randn(5, D, dtype=torch.float64)
+    with torch.no_grad():
+        change = ((sae(x + step) - sae(x - step)) * weights).sum() / 2
+    assert torch.allclose((gradient * step).sum(), change, rtol=1e-4)
+
+
+def test_latents_count_samples_since_they_last_fired(sae, tokens):
+    x = tokens(100)
+    sae.train()
+    codes = sae.losses(x, Eager()).codes
+    sae.count(codes)
+    fired = codes.to_dense().ne(0).any(0)
+    assert torch.equal(sae.samples_since_fired, torch.where(fired, 0, 100))
+    sae.count(codes, samples=250)
+    assert torch.equal(sae.samples_since_fired, torch.where(fired, 0, 350))
+    assert sae.samples_since_fired.dtype == torch.int64
+
+
+def test_a_latent_that_was_selected_with_value_zero_counts_as_silent(small, tokens):
+    sae = small("topk")
+    initialise(sae, tokens())
+    with torch.no_grad():
+        sae.encoder.bias.fill_(-1e3)
+    sae.count(sae.losses(tokens(20), Eager()).codes)
+    assert bool((sae.samples_since_fired == 20).all())
+    assert sae.encode(tokens(20)).l0().sum() == 0
+
+
+def test_topk_codes_have_k_columns_and_batch_topk_as_many_as_the_fullest_row(small, tokens):
+    sae = small("topk")
+    initialise(sae, tokens())
+    assert sae.encode(tokens(10)).indices.shape == (10, 4)
+    sae = small("batch_topk")
+    initialise(sae, tokens())
+    sae.calibrate([tokens()])
+    codes = sae.encode(tokens(200, seed=8))
+    assert codes.capacity == int(codes.l0().max()) > 4
+
+
+def test_unknown_kinds_and_options_are_refused_with_the_nearest_known():
+    assert {"topk", "batch_topk", "relu_l1"} <= set(kinds())
+    with pytest.raises(KeyError, match="Did you mean 'topk'"):
+        make_sae("topkk", 4, 8)
+    with pytest.raises(KeyError, match=r"option of kind 'relu_l1': 'k'.*Known: l1, l1_warmup"):
+        make_sae("relu_l1", 4, 8, k=3)
+    with pytest.raises(ValueError, match=r"between 1 and n_latents = 8; got 9"):
+        make_sae("topk", 4, 8, k=9)
+    with pytest.raises(ValueError, match="whole number"):
+        make_sae("topk", 4, 8, k=2.5)
+    with pytest.raises(ValueError, match="d must be at least 1"):
+        make_sae("topk", 0, 8)
+    assert kind_options("topk")["k"] == 32
+    assert make_sae("batch_topk", 4, 8, k=2.5).options["k"] == 2.5

@@ -1,0 +1,68 @@
+"""Every loss term reaches every parameter it should; the fast path equals autograd on dense tensors."""
+
+import pytest
+import torch
+
+from visae.ops import Eager, Reference
+from visae.sae import initialise
+
+D, F = 16, 64
+
+ALL = {"encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"}
+REACH = {
+    ("topk", "recon"): ALL,
+    ("topk", "auxk"): ALL,
+    ("batch_topk", "recon"): ALL,
+    ("batch_topk", "auxk"): ALL,
+    ("relu_l1", "recon"): ALL,
+    ("relu_l1", "l1"): {"encoder.weight", "encoder.bias", "decoder.bias"},
+}
+
+
+@pytest.mark.parametrize(("name", "term"), REACH, ids=lambda v: v)
+def test_each_term_of_the_loss_reaches_exactly_the_parameters_it_should(name, term, tokens, started, gradients):
+    dead = torch.arange(0, F, 4)
+    for ops in (Eager(), Reference()):
+        found = gradients(started(name), tokens(200), ops, dead, term)
+        assert {n for n, g in found.items() if float(g.abs().max()) > 1e-12} == REACH[name, term], ops.name
+
+
+def test_the_table_of_reach_covers_every_kind_and_every_term(kind, tokens, started):
+    terms = set(started(kind).losses(tokens(50), Eager(), dead=torch.arange(5)).terms)
+    assert {(kind, t) for t in terms} == {key for key in REACH if key[0] == kind}
+
+
+@pytest.mark.parametrize("dead", [None, torch.tensor([3, 10, 11, 40])], ids=["none dead", "some dead"])
+def test_the_fast_path_gives_the_gradients_of_dense_autograd(kind, dead, tokens, started, gradients):
+    sae, x = started(kind), tokens(200)
+    slow, fast = (gradients(sae, x, ops, dead) for ops in (Reference(), Eager()))
+    for name in slow:
+        assert torch.allclose(slow[name], fast[name], rtol=1e-9, atol=1e-12), name
+
+
+def test_gradients_of_the_whole_loss_agree_with_finite_differences(kind, tokens, started, gradients):
+    """The error of AuxK is a constant by definition, so its term is compared on the parts it may move."""
+    sae, x = started(kind, **({"aux": 0.0} if "topk" in kind else {})), tokens(100)
+    found = gradients(sae, x, Eager(), torch.arange(3))
+    for name, p in sae.named_parameters():
+        step = 1e-7 * torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(1))
+        values = []
+        for sign in (1, -2):
+            with torch.no_grad():
+                p.add_(sign * step)
+                values.append(float(sae.losses(x, Eager()).total))
+        with torch.no_grad():
+            p.add_(step)
+        expected = (values[0] - values[1]) / 2
+        assert float((found[name] * step).sum()) == pytest.approx(expected, rel=2e-3), name
+
+
+def test_the_reconstruction_loss_is_the_fraction_of_variance_unexplained(kind, small, tokens):
+    sae = small(kind)
+    x = tokens(4000)
+    initialise(sae, x)
+    losses = sae.train().losses(x, Eager())
+    recon = sae.restore(losses.recon)
+    fvu = (x - recon).square().sum() / (x - x.mean(0)).square().sum()
+    assert float(losses.terms["recon"]) == pytest.approx(float(fvu), rel=1e-4)
+    assert x.shape[1] == D

@@ -1,0 +1,12 @@
+"""The jobs a user has, one file each; every one is a command of the same name, and a function for notebooks."""
+
+from visae.workflows.demo import demo
+from visae.workflows.estimate import estimate
+from visae.workflows.extract import extract
+from visae.workflows.heatmap import heatmap
+from visae.workflows.listing import models, sites
+from visae.workflows.report import report
+from visae.workflows.run import Run
+from visae.workflows.train import train
+
+__all__ = ["Run", "demo", "estimate", "extract", "heatmap", "models", "report", "sites", "train"]

@@ -1,0 +1,89 @@
+"""Benchmarks: speed as a ratio to a floor that is measured in the same run."""
+
+import json as _json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visae.codes.bench import bench_codes
+from visae.store.bench import bench_extract, bench_store
+from visae.workflows.table import text_table
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Numbers of a benchmark; prints as a table."""
+
+    numbers: dict[str, Any]
+
+    def __str__(self) -> str:
+        return text_table(["measured", "value"], [[name, _short(value)] for name, value in _flat(self.numbers)])
+
+
+def _flat(numbers: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in numbers.items():
+        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return rows
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _keep(numbers: dict[str, Any], file: Path | None) -> Measurement:
+    if file is not None:
+        file.write_text(_json.dumps(numbers, indent=1), encoding="utf8")
+    return Measurement(numbers)
+
+
+def extract(
+    model: str = "timm:vit_base_patch16_224",
+    *,
+    site: str = "blocks.-2",
+    json: Path | None = None,
+) -> Measurement:
+    """Compare extraction with the bare forward pass of the same model.
+
+    Example:
+        visae bench extract timm:vit_small_patch16_224 --json extract.json
+
+    Args:
+        model: model name; built with random weights, so no network is needed.
+        site: where to read.
+        json: write the numbers here too.
+    """
+    return _keep(bench_extract(model, site), json)
+
+
+def store(
+    *,
+    rows: int = 1_000_000,
+    d: int = 768,
+    folder: Path | None = None,
+    json: Path | None = None,
+) -> Measurement:
+    """Compare writing and shuffled reading of a store with a plain memory map of the same rows.
+
+    Example:
+        visae bench store --rows 500000 --json store.json
+
+    Args:
+        rows: activations.
+        d: length of each.
+        folder: where to write; a temporary folder if not given.
+        json: write the numbers here too.
+    """
+    return _keep(bench_store(rows, d, folder), json)
+
+
+def codes(*, json: Path | None = None) -> Measurement:
+    """Time questions about single latents in a code table of a million tokens.
+
+    Example:
+        visae bench codes --json codes.json
+
+    Args:
+        json: write the numbers here too.
+    """
+    return _keep(bench_codes(), json)

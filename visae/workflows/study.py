@@ -1,0 +1,170 @@
+"""Look into a trained dictionary with data: which latents mean a label, and whether their heat lies on it.
+
+Everything is chosen on one set of images (validation) and measured on another (test).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from visae import store
+from visae.codes import CodeTable
+from visae.data import load_data
+from visae.data.sample import ImageData
+from visae.data.splits import split
+from visae.evaluate import Metrics, evaluate_sae
+from visae.evaluate.localise_concepts import ConceptLocalisation, localise_concepts
+from visae.model import AdaptedModel
+from visae.sae import Dictionary, pca
+from visae.select import Measured, Selection, best_latents, measure
+from visae.store import ActivationSource
+from visae.tokens import TokenPolicy
+from visae.workflows.run import Run
+
+EVERY_TOKEN_KIND = ("patch", "cls", "reg", "text", "pooled")
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One value of a factor: the latents chosen for it on validation images, measured on test images."""
+
+    selection: Selection
+    measured: Measured
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was found in a dictionary.
+
+    Attributes:
+        validation: codes of the images that latents and thresholds were chosen on.
+        test: codes of the images that everything was measured on.
+        validation_data: those images.
+        test_data: those images.
+        metrics: of the dictionary on the test images.
+        metrics_pca: of as many principal components as the dictionary has codes per token (fitted on validation).
+        concepts: every label with its latents.
+        localised: labels of the masked regions, if the images have masks.
+    """
+
+    validation: CodeTable
+    test: CodeTable
+    validation_data: ImageData
+    test_data: ImageData
+    metrics: Metrics
+    metrics_pca: Metrics
+    concepts: list[Concept] = field(default_factory=list)
+    localised: list[ConceptLocalisation] = field(default_factory=list)
+
+    def share_with_f1(self, factors: Sequence[str], at_least: float = 0.9) -> float:
+        """Share of the values of some factors that some latent tells with at least this F1 on test images."""
+        scores = [c.measured.f1 for c in self.concepts if c.selection.factor in factors]
+        return sum(f1 >= at_least for f1 in scores) / len(scores) if scores else 0.0
+
+
+def evaluation_sets(run: Run, validation: str | None, test: str | None, images: int) -> tuple[ImageData, ImageData]:
+    """Images to choose on and images to measure on, without an image in common.
+
+    A world has splits of its own; other data are halved (whole groups together), a given name is taken as it is.
+    """
+    name = run.data().name
+    if name.startswith("world:") and validation is None and test is None:
+        return tuple(load_data(_world(name, part, images)) for part in ("validation", "test"))  # type: ignore[return-value]
+    if validation is not None and test is not None:
+        return load_data(validation), load_data(test)
+    if (validation is None) != (test is None):
+        raise ValueError("give both validation and test, or neither: latents are chosen on one and measured on the other")
+    halves = split(run.data(), {"validation": 0.5, "test": 0.5}, seed=0)
+    return halves["validation"], halves["test"]
+
+
+def _world(name: str, part: str, images: int) -> str:
+    """The same world's other split, with at most `images` images."""
+    _, _, query = name.partition("?")
+    given = dict(pair.split("=", 1) for pair in query.split("&") if pair)
+    given["n"] = str(min(int(given.get("n", images)), images))
+    return f"world:{part}?" + "&".join(f"{key}={value}" for key, value in given.items())
+
+
+def study(
+    run: Run,
+    model: AdaptedModel,
+    sae: Dictionary,
+    validation: ImageData,
+    test: ImageData,
+    *,
+    factors: Sequence[str] | None = None,
+    localise: Sequence[str] | None = None,
+    localise_images: int = 200,
+    image_batch: int = 64,
+    workers: int = 2,
+) -> Study:
+    """Builds the code tables of two sets of images and asks them everything.
+
+    Args:
+        run: where the tables are kept.
+        model: the model.
+        sae: the dictionary.
+        validation: images to choose on.
+        test: images to measure on.
+        factors: labels to look for; all that the data have if None.
+        localise: factors whose heat maps are compared with masks; all that regions are labelled with if None.
+        localise_images: at most so many images of each label.
+        image_batch: images per forward pass.
+        workers: threads that read images.
+    """
+    sources = [
+        _source(run, model, part, name, image_batch, workers) for part, name in ((validation, "validation"), (test, "test"))
+    ]
+    tables = [_table(run, sae, source, name) for source, name in zip(sources, ("validation", "test"), strict=True)]
+    metrics = evaluate_sae(sae, sources[1].chunks())
+    components = pca((chunk.rows for chunk in sources[0].chunks()), max(1, min(sae.d, round(metrics.l0))))
+    concepts = find_concepts(tables[0], tables[1], factors)
+    located: list[ConceptLocalisation] = []
+    if sources[1].has_regions and tables[1].geometry is not None:
+        known = {key for labels in sources[1].region_labels for region in labels for key in region}
+        wanted = [c.selection for c in concepts if c.selection.factor in (known if localise is None else set(localise) & known)]
+        located = localise_concepts(
+            wanted, tables[0], tables[1], sources[0], sources[1], validation, test, max_images=localise_images
+        ) if wanted else []  # fmt: skip
+    return Study(
+        tables[0], tables[1], validation, test, metrics, evaluate_sae(components, sources[1].chunks()), concepts, located
+    )
+
+
+def _source(run: Run, model: AdaptedModel, data: ImageData, name: str, batch: int, workers: int) -> ActivationSource:
+    """Every token of the images: on disk where they are read several times (masks), streamed else."""
+    site = run.card.site["name"]
+    policy = TokenPolicy(kinds=tuple(run.card.policy["kinds"]))
+    if data[0].regions is None:
+        return store.Stream(model, site, data, policy, dtype="float32", batch=batch, workers=workers)
+    folder = run.folder / "codes" / f"{name}-activations-{data.fingerprint[:8]}"
+    return store.extract(model, site, data, folder, policy=policy, dtype="float32", batch=batch, workers=workers)
+
+
+def _table(run: Run, sae: Dictionary, source: ActivationSource, name: str) -> CodeTable:
+    """The code table of a set of images, built unless it is there already."""
+    folder = Path(run.folder) / "codes" / f"{name}-{source.meta.content_hash}-{run.card.weights[:8]}"
+    return CodeTable.load(folder) if folder.exists() else CodeTable.build(sae, source, folder)
+
+
+def find_concepts(validation: CodeTable, test: CodeTable, factors: Sequence[str] | None = None) -> list[Concept]:
+    """The best latent of every label, by F1 on validation, measured on test; labels that tell nothing apart are left out."""
+    found = []
+    for factor in factors if factors is not None else validation.factors:
+        for selection in best_latents(validation, factor).values():
+            shown = test.shows(factor)[test.factors[factor].index(selection.value)][test.labelled(factor)]
+            if 0 < shown.sum() < len(shown):
+                found.append(Concept(selection, measure(selection, test)))
+    return found
+
+
+def to_json(study: Study) -> dict[str, Any]:
+    """Numbers of a study, for files."""
+    return {
+        "metrics": study.metrics.to_dict(),
+        "metrics_pca": study.metrics_pca.to_dict(),
+        "concepts": [{"selection": c.selection.to_dict(), "measured": vars(c.measured)} for c in study.concepts],
+        "localised": [one.to_dict() for one in study.localised],
+    }
