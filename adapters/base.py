@@ -51,8 +51,8 @@ def fetching(name: str) -> Iterator[None]:
     except (OSError, RuntimeError, LookupError, ImportError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"the published weights of {name} cannot be had ({first}). Without network, pass pretrained=False for random "
-            "weights, or checkpoint=FILE for weights on this machine"
+            f"the published weights of {name} cannot be had ({first}). Without network, pass pretrained=False for "
+            "random weights, or checkpoint=FILE for weights on this machine"
         ) from error
 
 

@@ -45,9 +45,9 @@ def shipped_model(request: Request) -> AdaptedModel:
     if request.pretrained:
         with as_file(folder.joinpath("model.safetensors")) as path:
             load_weights(module, path)
-    pooled = ("visual", None) if tower is not module else None
+    naming = Naming(raster=RASTER, pooled=("visual", None) if tower is not module else None)
     transform = image_transform_v2(PreprocessCfg(**prepare), is_train=False)
-    return from_transform(request, "visae", module, transform, tower, tower, naming=Naming(raster=RASTER, pooled=pooled))
+    return from_transform(request, "visae", module, transform, tower, tower, naming=naming)
 
 
 def _build(config: dict[str, Any]) -> tuple[nn.Module, nn.Module]:

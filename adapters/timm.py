@@ -15,6 +15,7 @@ from visae.registry import UnknownName
 RASTER = (
     "VisionTransformer", "VisionTransformerDistilled", "Eva", "Beit", "NaFlexVit", "Cait", "Xcit", "ConVit",
     "SwinTransformer", "SwinTransformerV2", "VisionTransformerRelPos", "MlpMixer", "PyramidVisionTransformerV2",
+    "Levit", "LevitDistilled", "TinyVit", "MultiScaleVit", "Twins", "TNT", "CrossViT", "PoolingVisionTransformer",
 )  # fmt: skip
 """Classes whose forward keeps tokens in raster order (read in timm 1.0.31)."""
 
@@ -38,7 +39,15 @@ def timm_model(request: Request) -> AdaptedModel:
     if config["input_size"][0] != 3:
         raise ValueError(f"{request.name} takes images of {config['input_size'][0]} channels; visae brings RGB")
     transform = timm.data.create_transform(**config, is_training=False)
-    return from_transform(request, "timm", module, transform, module, module, naming=Naming(raster=RASTER))
+    naming = Naming(raster=RASTER, classifier=_classifiers(module))
+    return from_transform(request, "timm", module, transform, module, module, naming=naming)
+
+
+def _classifiers(module: Any) -> tuple[str, ...]:
+    """Paths of the layers that make scores, as the model itself names them."""
+    layers = module.get_classifier() if hasattr(module, "get_classifier") else ()
+    layers = layers if isinstance(layers, tuple | list | nn.ModuleList) else (layers,)
+    return tuple(path for path, part in module.named_modules() if any(part is layer for layer in layers))
 
 
 def _input_hw(request: Request, module: nn.Module) -> tuple[int, int] | None:

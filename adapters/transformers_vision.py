@@ -8,7 +8,7 @@ that is not square is reached by squashing.
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ def transformers_model(request: Request) -> AdaptedModel:
     """A vision model of transformers."""
     module = _create(request) if request.module is None else request.module
     path, tower = _tower(module)
-    config = tower.config
+    config: Any = tower.config
     if getattr(config, "mask_ratio", 0):
         raise ValueError(f"{request.name} hides {config.mask_ratio:.0%} of its patches, so tokens have no fixed place; "
                          "set module.config.mask_ratio = 0 (visae orders the rest), or load it by name")
@@ -86,8 +86,8 @@ def _create(request: Request) -> nn.Module:
     elif request.name not in names():
         raise UnknownName("transformers model type", request.name, names(), "Or give a hub id such as owner/name.")
     elif request.pretrained:
-        raise ValueError(f"transformers:{request.name} is a model type: pass pretrained=False for random weights, or name "
-                         "a checkpoint (transformers:owner/name)")
+        raise ValueError(f"transformers:{request.name} is a model type: pass pretrained=False for random weights, or "
+                         "name a checkpoint (transformers:owner/name)")
     else:
         config = transformers.AutoConfig.for_model(request.name, **options)
     config = getattr(config, "vision_config", config)
@@ -96,10 +96,10 @@ def _create(request: Request) -> nn.Module:
     kind = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", transformers.AutoModel)
     if request.pretrained:
         with fetching(f"transformers:{request.name}"):
-            return kind.from_pretrained(request.name, config=config)
+            return cast(nn.Module, kind.from_pretrained(request.name, config=config))
     if request.image_size and request.image_size[0] == request.image_size[1] and hasattr(config, "image_size"):
         config.image_size = request.image_size[0]
-    module = kind(config) if kind is not transformers.AutoModel else kind.from_config(config)
+    module = cast(nn.Module, kind(config) if kind is not transformers.AutoModel else kind.from_config(config))
     if request.checkpoint:
         load_weights(module, request.checkpoint)
     return module
@@ -115,11 +115,11 @@ def _tower(module: nn.Module) -> tuple[str, nn.Module]:
             part = dict(module.named_modules()).get(holder + name)
             if part is not None and hasattr(part, "config"):
                 return holder + name, part
-    raise ValueError(f"{type(module).__name__} has none of the vision towers {', '.join(TOWERS)}: wrap its vision model")
+    raise ValueError(f"{type(module).__name__} has none of the towers {', '.join(TOWERS)}: wrap its vision model")
 
 
 def _own_size(config: Any) -> tuple[int, int]:
-    """Height and width that a configuration is made for; models for any size get 224, or as many patches as they like."""
+    """Height and width that a configuration is made for; models for any size get 224, or the patches they want."""
     if (size := getattr(config, "image_size", None)) is not None:
         return (size, size) if isinstance(size, int) else (size[0], size[1])
     if patches := getattr(config, "num_patches", None):
@@ -189,7 +189,7 @@ def _fit(processor: Any, size: tuple[int, int], forced: bool) -> Framing:
 def _call(tower: nn.Module, input_hw: tuple[int, int]) -> Callable[[Tensor], Any]:
     """The native forward of a batch, with the arguments that this class needs beside the pixels."""
     takes = inspect.signature(type(tower).forward).parameters
-    patch = getattr(tower.config, "patch_size", None)
+    patch: Any = getattr(tower.config, "patch_size", None)
     if "spatial_shapes" in takes:
         return lambda batch: _call_patches(tower, batch, patch)
     more: dict[str, Any] = {}

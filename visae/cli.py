@@ -96,14 +96,20 @@ def resolve(function: Callable[..., Any], arguments: list[str], program: str) ->
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         given = read_yaml(config, Path(arguments.pop(0)))
     help_text = inspect.cleandoc(function.__doc__ or "").split("\nArgs:")[0].strip()
-    default = config(**given) if given or not _required(function) else tyro.MISSING
-    chosen = tyro.cli(config, args=arguments, prog=program, description=help_text, default=default)
+    extra = {"default": _filled(config, function, given)} if given else {}
+    chosen = tyro.cli(config, args=arguments, prog=program, description=help_text, **extra)
     return {name: getattr(chosen, name) for name in inspect.signature(function).parameters}
 
 
-def _required(function: Callable[..., Any]) -> list[str]:
-    parameters = inspect.signature(function).parameters.values()
-    return [p.name for p in parameters if p.default is inspect.Parameter.empty]
+def _filled(config: type, function: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """A configuration with what a file gives; what it lacks and has no default is asked of the command line."""
+    import tyro
+
+    needed = [p.name for p in inspect.signature(function).parameters.values() if p.default is inspect.Parameter.empty]
+    made = config(**{**dict.fromkeys(needed, ""), **given})
+    for name in set(needed) - set(given):
+        setattr(made, name, tyro.MISSING)
+    return made
 
 
 def config_class(function: Callable[..., Any]) -> type:
@@ -175,7 +181,7 @@ def render(result: Any) -> str:
     """What a command prints of what its function returned."""
     if result is None:
         return ""
-    return "\n".join(map(str, result)) if isinstance(result, list | tuple) else str(result)
+    return "\n".join(map(str, result)) if type(result) in (list, tuple) else str(result)
 
 
 def _say(text: str, stream: Any = None) -> None:

@@ -1,8 +1,6 @@
 """From a trace to sites: names for blocks and their parts, and what may be tapped at any module path."""
 
 import re
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -23,28 +21,31 @@ class Naming:
 
     Attributes:
         blocks: patterns of module paths, the first that matches any is used; matches are numbered as they run.
+        elsewhere: pattern of how paths begin that are never blocks.
         attention: path of the attention module inside a block, the first that exists is used.
         projection: path, inside the attention module, of the layer that mixes the heads' outputs.
         heads: names of the attribute that holds the number of heads.
         mlp: path, inside a block, of the module that gives the MLP's output.
-        pooled: path and index of the vector per image; None finds it (what goes into the classifier).
+        pooled: path and index of the vector per image; None finds it (the last one before the classifier).
+        classifier: paths of the layers that make scores of the vector per image; empty takes the last linear layer.
         raster: model classes whose tokens are known to stay in raster order; others are judged by the painted square.
     """
 
     blocks: tuple[str, ...] = (
         r".*resblocks\.\d+", r".*denseblock\d+", r"(.*\.)?stages\.\d+\.(blocks|layers)\.\d+",
-        r"(.*\.)?layers\.\d+\.blocks\.\d+", r"(.*\.)?layer\d+\.\d+", r"(.*\.)?blocks\.\d+\.\d+",
-        r"(.*\.)?levels\.\d+\.(blocks|transformer_encoder)\.\d+", r"(.*\.)?(network|stages?)\.\d+\.\d+",
-        r"(.*\.)?stage\d+\.\d+", r"(.*\.)?s\d+\.b\d+", r"(.*\.)?transformers\.\d+\.blocks\.\d+",
-        r"(?!.*decoder).*(blocks|blocks_token_only|cls_attn_blocks)\.\d+",
-        r"(?!.*decoder).*encoder\.layers?\.(encoder_layer_)?\d+", r"(?!.*decoder)(.*\.)?layers?\.\d+",
-        r"(.*\.)?[Mm]ixed_\w+", r"(.*\.)?block\d+", r"(.*\.)?features\.\d+",
+        r"(.*\.)?layers\.\d+\.blocks\.\d+", r"(.*\.)?(layer|stage)\d+\.\d+", r"(.*\.)?blocks\.\d+\.\d+",
+        r"(.*\.)?(network|(dense_)?stages?)\.\d+\.\d+", r"(.*\.)?s\d+\.b\d+",
+        r"(.*\.)?transformers\.\d+\.blocks\.\d+", r".*(blocks|blocks_token_only|cls_attn_blocks)\.\d+",
+        r".*encoder\.layers?\.(encoder_layer_)?\d+", r"(.*\.)?layers?\.\d+", r"(.*\.)?levels?\.?\d+",
+        r"(.*\.)?[Mm]ixed_\w+", r"(.*\.)?block\d+", r"(.*\.)?features\.(\d+|conv\d+_\d+)",
     )  # fmt: skip
+    elsewhere: str = r"(.*\.)?(patch_embed|decoder)\."
     attention: tuple[str, ...] = ("attn", "attention", "self_attn", "self_attention", "token_mixer")
     projection: tuple[str, ...] = ("proj", "out_proj", "o_proj", "output.dense", "projection", "attn.proj")
     heads: tuple[str, ...] = ("num_heads", "num_attention_heads", "n_heads", "heads")
     mlp: tuple[str, ...] = ("mlp", "ffn", "feed_forward", "mlp_out_proj", "output")
     pooled: tuple[str, int | str | None] | None = None
+    classifier: tuple[str, ...] = ()
     raster: tuple[str, ...] = ()
 
 
@@ -97,16 +98,18 @@ class Catalogue:
                               f"Site {site.name!r} is of another model.")
         own = self._by_place.get(place) or self._rebuild(site)
         if own.d != site.d:
-            raise ValueError(f"site {site.name!r} has tokens of length {site.d}, but module {site.path!r} of this model "
-                             f"gives {own.d}: it is of another model")
+            raise ValueError(f"site {site.name!r} has tokens of length {site.d}, but module {site.path!r} of this "
+                             f"model gives {own.d}: it is of another model")
         return own
 
     def _rebuild(self, site: Site) -> Site:
         """A site at a module path that has no alias."""
         if site.kind in ("heads", "head"):
             call = self._called(site.path)
-            reading = call.output if isinstance(self.module.get_submodule(site.path), nn.MultiheadAttention) else call.taken
-            if reading is None or reading.layout is None or reading.d != site.d * (site.n_heads or 1) ** (site.head is not None):
+            fused = isinstance(self.module.get_submodule(site.path), nn.MultiheadAttention)
+            reading = call.output if fused else call.taken
+            width = site.d if site.head is None else site.d * (site.n_heads or 1)
+            if reading is None or reading.layout is None or reading.d != width:
                 raise ValueError(f"site {site.name!r} is of another model: module {site.path!r} has no such heads")
             heads = replace(_make(site.name, site.path, "heads", reading), n_heads=site.n_heads)
             return heads if site.head is None else _one_head(heads, site.name, site.head)
@@ -133,7 +136,8 @@ class Catalogue:
 
     def _find_blocks(self) -> list[Call]:
         for pattern in self.naming.blocks:
-            found = [call for path, call in self.calls.items() if re.fullmatch(pattern, path)]
+            found = [call for path, call in self.calls.items()
+                     if re.fullmatch(pattern, path) and not re.match(self.naming.elsewhere, path)]
             if any(call.output is not None for call in found):
                 return found
         return []
@@ -161,26 +165,25 @@ class Catalogue:
 
     def _offer_ends(self) -> None:
         if last := next((call for call in reversed(self.blocks) if call.output and call.output.map), None):
-            stream = last.output.stream if last.output else None
-            after = [c for c in self.calls.values() if c.begin > last.end and c.path and self._patches(c) == stream]
-            final = (after or [last])[-1]
-            self._offer("final", final.path, "final")
+            after = [c for c in self.calls.values() if c.begin > last.end and c.path and _continues(last, c)]
+            self._offer("final", (after or [last])[-1].path, "final")
         if self.naming.pooled is not None:
             self._offer("pooled", self.naming.pooled[0], "pooled", self.naming.pooled[1])
-        if "pooled" not in self.sites and (vector := self._last_vector()):
-            self._offer("pooled", vector.path, "pooled")
+        if "pooled" not in self.sites and (found := self._last_vector()):
+            self._offer("pooled", found[0].path, found[1])
 
-    @staticmethod
-    def _patches(call: Call) -> tuple[object, ...] | None:
-        return call.output.stream if call.output and call.output.map else None
-
-    def _last_vector(self) -> Call | None:
-        """The last module, before the classifier, that gives one vector per image."""
-        vectors = [c for c in self.calls.values() if c.path and c.output and c.output.kinds == ("pooled",)]
+    def _last_vector(self) -> tuple[Call, SiteKind] | None:
+        """The last module, before the classifier, that gives one vector per image; else what the classifier takes."""
+        vectors = [c for c in self.calls.values() if c.path and c.runs == 1 and c.output
+                   and c.output.kinds == ("pooled",)]
         vectors.sort(key=lambda call: call.end)
-        leaf = next((c for c in reversed(vectors) if isinstance(self.module.get_submodule(c.path), nn.Linear)), None)
-        whole = [c for c in vectors if leaf is None or c.end < leaf.begin]
-        return (whole or vectors or [None])[-1]
+        linear = [c for c in vectors if isinstance(self.module.get_submodule(c.path), nn.Linear)]
+        heads = [self.calls[path] for path in self.naming.classifier if path in self.calls] or linear[-1:]
+        before = [c for c in vectors if not heads or c.end < min(head.begin for head in heads)]
+        if before:
+            return before[-1], "pooled"
+        taken = [c for c in heads if c.taken and c.taken.kinds == ("pooled",)]
+        return (taken[0], "input") if taken else None
 
     def _site(self, name: str, path: str, kind: SiteKind, head: int | None, index: int | str | None = None) -> Site:
         """Builds the site of a module; raises ValueError with the reason where there is none."""
@@ -226,7 +229,9 @@ class Catalogue:
 
     def _part(self, block: str, candidates: tuple[str, ...]) -> str:
         for part in candidates:
-            if f"{block}.{part}" in self.calls:
+            if f"{block}.{part}" in self.calls and not isinstance(
+                self.module.get_submodule(f"{block}.{part}"), nn.Identity
+            ):
                 return f"{block}.{part}"
         raise ValueError(f"module {block!r} has none of the parts {', '.join(candidates)}")
 
@@ -247,6 +252,14 @@ class Catalogue:
             raise ValueError(f"attention module {attention!r} gives no tokens that divide into {n_heads} heads")
         self._check_order(place, self.calls[place], reading)
         return replace(_make(name, place, "heads", reading), n_heads=n_heads)
+
+
+def _continues(last: Call, call: Call) -> bool:
+    """Whether a module gives the patches of the last block again, as a norm does (a map may change its width)."""
+    a, b = last.output, call.output
+    if a is None or b is None or a.map is None or b.map is None or a.layout != b.layout:
+        return False
+    return a.map.grid == b.map.grid and (a.d == b.d or a.layout not in ("NLC", "LNC"))
 
 
 def _n_heads(module: nn.Module, naming: Naming) -> int | None:
@@ -291,19 +304,3 @@ def _unread(path: str, kind: SiteKind, call: Call) -> str:
     return (f"{what} {'takes' if kind == 'input' else 'gives'} tensors of shape "
             f"{', '.join(map(str, shapes)) or 'none'} for a batch of 2, which hold neither tokens on a grid, nor a "
             "feature map, nor one vector per image; tap the module around it")
-
-
-def tokens_text(site: Site) -> str:
-    """The tokens of a site in words, e.g. `1 cls + 4 reg + 16 x 16 patch`."""
-    parts = [f"{count} {kind}" for kind, count in Counter(site.prefix).items()]
-    return " + ".join(parts + ([f"{site.grid[0]} x {site.grid[1]} patch"] if site.grid else []))
-
-
-def rows(sites: dict[str, Site]) -> Iterator[dict[str, str]]:
-    """Rows of the table that `visae sites` prints: name, path, kind, shape, tokens; heads of a block share a row."""
-    for name, site in sites.items():
-        if site.kind == "head" and site.head:
-            continue
-        shown = f"{name}-{(site.n_heads or 1) - 1}" if site.kind == "head" else name
-        yield {"name": shown, "path": site.path or "(the model)", "kind": site.kind,
-               "shape": f"[n, {site.n_tokens}, {site.d}]", "tokens": tokens_text(site)}

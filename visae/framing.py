@@ -75,7 +75,7 @@ def _resize(step: Any, keep_ratio: bool) -> dict[str, Any]:
     size = step.size
     if keep_ratio:
         if step.longest not in (0.0, 1.0):
-            raise ValueError(f"ResizeKeepRatio between the short and the long side (longest={step.longest}) has no name")
+            raise ValueError(f"ResizeKeepRatio with longest={step.longest} frames images in a way that has no name")
         rounding: Rounding = "round"
         return {"mode": "fit" if step.longest else "cover", "resize_hw": _pair(size), "size_rounding": rounding}
     if getattr(step, "max_size", None) is not None:

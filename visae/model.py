@@ -76,7 +76,7 @@ class AdaptedModel:
         for name, value in sorted(self.module.state_dict().items()):
             if isinstance(value, Tensor):
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     def preprocess(self, images: Sequence["Image"]) -> Tensor:
@@ -142,8 +142,8 @@ def refuse_compiled(module: nn.Module, path: str = "") -> None:
             raise ValueError(f"{walked} is compiled (torch.compile), so taps would be ignored or force a recompile; "
                              "pass the module from before compiling, which is model._orig_mod")
         if getattr(current, "_compiled_call_impl", None) is not None:
-            raise ValueError(f"{walked} is compiled in place (module.compile()), so taps would be ignored; pass a module "
-                             "that was not compiled, e.g. copy.deepcopy(module) from before module.compile()")
+            raise ValueError(f"{walked} is compiled in place (module.compile()), so taps would be ignored; pass a "
+                             "module that was not compiled, e.g. a copy.deepcopy from before module.compile()")
         if isinstance(current, torch.jit.ScriptModule):
             raise ValueError(f"{walked} is a TorchScript module, whose inside cannot be tapped; pass the Python module "
                              "from before torch.jit.script or torch.jit.trace")
@@ -238,7 +238,7 @@ def load_model(name: str, *, pretrained: bool = True, image_size: int | tuple[in
     """
     family, colon, rest = name.partition(":")
     if not colon:
-        raise UnknownName("model", name, [f"{f}:..." for f in families()], "Write family:name; `visae models` lists them.")
+        raise UnknownName("model", name, [f"{f}:..." for f in families()], "Write family:name; see `visae models`.")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     request = Request(rest, pretrained=pretrained and checkpoint is None, checkpoint=checkpoint, image_size=size,
                       options=options)
@@ -271,4 +271,4 @@ def models(pattern: str = "*", family: str | None = None) -> list[str]:
     """Names that `load_model` understands, as `family:name`, that match a shell pattern."""
     chosen = [_family(family)] if family else list(families().values())
     listed = [f"{one.name}:{name}" for one in chosen for name in one.names()]
-    return [name for name in listed if fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name.partition(":")[2], pattern)]
+    return [name for name in listed if any(fnmatch.fnmatch(n, pattern) for n in (name, name.partition(":")[2]))]

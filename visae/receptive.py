@@ -33,10 +33,14 @@ class Axis:
         return Axis(size, self.spacing * stride, centre, self.field + span * self.spacing)
 
     def regroup(self, size: int) -> "Axis":
-        """Cells after evenly merging these into fewer (patch merging, adaptive pooling) or splitting them (upsampling)."""
+        """Cells after merging these into fewer (patch merging, adaptive pooling) or splitting them (upsampling)."""
         ratio = self.size / size
         centre = self.centre + (ratio - 1) / 2 * self.spacing
         return Axis(size, self.spacing * ratio, centre, self.field + max(ratio - 1, 0) * self.spacing)
+
+    def halve(self) -> "Axis":
+        """Cells after merging these two by two, the last one with padding where their number is odd."""
+        return self.slide(2, 2, 0, 1, -(-self.size // 2))
 
     def pad(self, before: int, size: int) -> "Axis":
         """Cells after padding (or, negative, cropping) in front."""
@@ -66,6 +70,10 @@ class Map:
         """Number of rows and columns."""
         return self.rows.size, self.columns.size
 
+    def regrouped(self, grid: HW) -> "Map":
+        """The cells merged or split into another grid."""
+        return self.each(lambda axis, i: axis.regroup(grid[i]))
+
     def each(self, change: Callable[[Axis, int], Axis]) -> "Map":
         """Changes rows (0) and columns (1) alike."""
         return Map(change(self.rows, 0), change(self.columns, 1), self.input_hw)
@@ -87,6 +95,9 @@ class Maps(TorchDispatchMode):
         self._known.pop(made.grid, None)
         self._known[made.grid] = made
 
+    def __contains__(self, grid: object) -> bool:
+        return grid in self._known
+
     def latest_first(self) -> list[Map]:
         """Grids seen so far."""
         return list(reversed(self._known.values()))
@@ -96,20 +107,27 @@ class Maps(TorchDispatchMode):
         if grid in self._known:
             return self._known[grid]
         for known in self.latest_first():
+            if (halved := known.each(lambda axis, _: axis.halve())).grid == grid:
+                return halved
+        for known in self.latest_first():
             ratios = {big / small for big, small in zip(known.grid, grid, strict=True)}
             if len(ratios) == 1 and (ratio := ratios.pop()) > 1 and ratio == int(ratio):
-                return known.each(lambda axis, i: axis.regroup(grid[i]))
+                return known.regrouped(grid)
         return None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the operation and files the grid that it makes."""
+        """Runs the operation and files the grid that it makes.
+
+        What is resized to a grid that exists already is on its way to being added there, and does not move it.
+        """
         out = func(*args, **(kwargs or {}))
         rule = RULES.get(func.overloadpacket)
         made = out[0] if isinstance(out, tuple | list) else out
         if rule and isinstance(args[0], Tensor) and args[0].dim() == 4 and made.dim() == 4:
             before = self.get(tuple(args[0].shape[2:]))  # type: ignore[arg-type]
-            if before is not None and (after := rule(before, tuple(made.shape[2:]), *args[1:])) is not None:
-                self.file(after)
+            grid: HW = tuple(made.shape[2:])  # type: ignore[assignment]
+            if before is not None and not (rule is _regroup and grid in self._known):
+                self.file(rule(before, grid, *args[1:]))
         return out
 
 
@@ -129,7 +147,7 @@ def _slide(before: Map, grid: HW, kernel: Sequence[int], stride: Any, padding: A
 def _convolution(before: Map, grid: HW, weight: Tensor, _bias: Any, stride: Any, padding: Any, dilation: Any,
                  transposed: bool = False, *_: Any) -> Map:
     if transposed:
-        return before.each(lambda axis, i: axis.regroup(grid[i]))
+        return before.regrouped(grid)
     return _slide(before, grid, weight.shape[2:], stride, padding, dilation)
 
 
@@ -148,10 +166,10 @@ def _pad(before: Map, grid: HW, amounts: Sequence[int], *_: Any) -> Map:
 
 
 def _regroup(before: Map, grid: HW, *_: Any) -> Map:
-    return before.each(lambda axis, i: axis.regroup(grid[i]))
+    return before.regrouped(grid)
 
 
-RULES: dict[Any, Callable[..., Map | None]] = {
+RULES: dict[Any, Callable[..., Map]] = {
     aten.convolution: _convolution,
     aten.max_pool2d: _max_pool,
     aten.max_pool2d_with_indices: _max_pool,

@@ -48,7 +48,8 @@ class Registry(Mapping[str, T], Generic[T]):
 
         def add(thing: T) -> T:
             if name in self._things:
-                raise ValueError(f"{self.noun} {name!r} is registered already, by {self._things[name]!r}; take another name")
+                owner = self._things[name]
+                raise ValueError(f"{self.noun} {name!r} is registered already, by {owner!r}; take another name")
             self._things[name] = thing
             return thing
 

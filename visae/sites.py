@@ -1,5 +1,7 @@
 """Places in a network: `Site` says which tensor, in the order of tokens that every other part of visae expects."""
 
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -96,3 +98,19 @@ def from_tokens(tokens: Tensor, native: Tensor, layout: Layout) -> Tensor:
     if shaped.stride() == native.stride():
         return shaped
     return torch.empty_like(native).copy_(shaped)
+
+
+def tokens_text(site: Site) -> str:
+    """The tokens of a site in words, e.g. `1 cls + 4 reg + 16 x 16 patch`."""
+    parts = [f"{count} {kind}" for kind, count in Counter(site.prefix).items()]
+    return " + ".join(parts + ([f"{site.grid[0]} x {site.grid[1]} patch"] if site.grid else []))
+
+
+def rows(sites: Mapping[str, Site]) -> Iterator[dict[str, str]]:
+    """Rows of the table that `visae sites` prints: name, path, kind, shape, tokens; heads of a block share a row."""
+    for name, site in sites.items():
+        if site.kind == "head" and site.head:
+            continue
+        shown = f"{name}-{(site.n_heads or 1) - 1}" if site.kind == "head" else name
+        yield {"name": shown, "path": site.path or "(the model)", "kind": site.kind,
+               "shape": f"[n, {site.n_tokens}, {site.d}]", "tokens": tokens_text(site)}

@@ -175,7 +175,7 @@ class _Probe:
 
 
 def _plus(native: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """`native + (new - old)`, summed in float32 at least; where they agree, every bit stays (0 + -0.0 would lose one)."""
+    """`native + (new - old)`, summed in float32 at least; where they agree, every bit stays (-0.0 + 0.0 loses one)."""
     wide = torch.promote_types(native.dtype, torch.float32)
     change = new.to(wide) - old.to(wide)
     return torch.where(change == 0, native, (native.to(wide) + change).to(native.dtype))

@@ -124,7 +124,8 @@ def gather(activations: Tensor, kinds: Sequence[str], grid: tuple[int, int] | No
     """
     n, m = places.shape
     index = torch.from_numpy(np.ascontiguousarray(places))
-    rows = activations.gather(1, index.to(activations.device, torch.int64)[..., None].expand(n, m, activations.shape[2]))
+    wanted = index.to(activations.device, torch.int64)[..., None].expand(n, m, activations.shape[2])
+    rows = activations.gather(1, wanted)
     codes = torch.tensor([KINDS.index(kind) for kind in kinds], dtype=torch.uint8)[index.long()]
     first = len(kinds) - (grid[0] * grid[1] if grid else 0)
     width = grid[1] if grid else 1

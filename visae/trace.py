@@ -18,7 +18,7 @@ from visae.sites import Layout, to_tokens
 
 IMAGES = 2
 TOKEN_PARAMETERS = (
-    (re.compile(r"(^|\.)(cls_token|class_token|class_embedding|cls_tokens)$"), "cls"),
+    (re.compile(r"(^|\.)(cls_tokens?(_\d+)?|class_token|class_embedding)$"), "cls"),
     (re.compile(r"(^|\.)(dist_token|distillation_token)$"), "cls"),
     (re.compile(r"(^|\.)(reg_token|reg_tokens|register_tokens|registers|storage_tokens)$"), "reg"),
 )
@@ -106,10 +106,8 @@ def tensors(value: Any) -> Iterator[tuple[int | str | None, Tensor]]:
 
 def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int | str, Tensor] | None:
     """The first floating tensor among the arguments of a module, and its place or name."""
-    for key, value in [*enumerate(args), *kwargs.items()]:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return key, value
-    return None
+    named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    return next(((key, v) for key, v in named if isinstance(v, Tensor) and v.is_floating_point()), None)
 
 
 @dataclass(frozen=True)
@@ -128,23 +126,31 @@ class Square:
 
     def images(self, input_hw: tuple[int, int]) -> Tensor:
         """Noise without and with the square, `[2, 3, H, W]` in float32."""
-        made = torch.randn(1, 3, *input_hw, generator=torch.Generator().manual_seed(0)).mul_(0.5).repeat(IMAGES, 1, 1, 1)
+        noise = torch.randn(1, 3, *input_hw, generator=torch.Generator().manual_seed(0)).mul_(0.5)
+        made = noise.repeat(IMAGES, 1, 1, 1)
         patch = made[1, :, self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
         patch.mul_(-1).add_(torch.tensor([2.0, -2.0, 2.0])[:, None, None])
         return made
 
     def shows(self, rows: Tensor, grid: Map) -> bool | None:
-        """Whether the patch token `[2, t, d]` that differs most between the images lies on the square (or next to it)."""
+        """Whether most of the patch tokens `[2, t, d]` that differ most between the images lie at the square.
+
+        As many tokens are looked at as fit on the square; None where the images do not differ.
+        """
         change = (rows[1].float() - rows[0].float()).abs().sum(-1)
-        peak = change.argmax()
-        if not bool(change[peak] > 0):
+        if not bool(change.max() > 0):
             return None
-        places = divmod(int(peak), grid.grid[1])
-        middles = (self.top + self.size[0] / 2, self.left + self.size[1] / 2)
-        return all(
-            abs(axis.centre + place * axis.spacing - middle) <= size / 2 + axis.spacing
-            for axis, place, middle, size in zip((grid.rows, grid.columns), places, middles, self.size, strict=True)
-        )
+        axes = (grid.rows, grid.columns)
+        room = [max(1.0, size / axis.spacing) for axis, size in zip(axes, self.size, strict=True)]
+        peaks = change.topk(min(len(change), int(room[0] * room[1]))).indices
+        places = (peaks // grid.grid[1], peaks % grid.grid[1])
+        corner = (self.top, self.left)
+        on = [
+            (axis.centre + places[i] * axis.spacing - corner[i] - self.size[i] / 2).abs()
+            <= self.size[i] / 2 + axis.spacing
+            for i, axis in enumerate(axes)
+        ]
+        return bool((on[0] & on[1]).float().mean() >= 0.5)
 
 
 class Tracer:
@@ -195,11 +201,11 @@ class Tracer:
         if not value.is_floating_point():
             return reading
         found = [self._judge(reading, value, *guess) for guess in self._guesses(value)]
-        found = [(r, sure) for r, sure in found if sure or r.hit]
-        if not found:
+        known = [r for r, sure in found if sure] or [r for r, _ in found if r.hit]
+        if not known:
             return reading
-        best = next((r for r, _ in found if r.hit), found[0][0])
-        if best.map is not None and best.hit:
+        best = next((r for r in known if r.hit), known[0])
+        if best.map is not None and best.map.grid not in self.maps and (best.hit or value.dim() == 3):
             self.maps.file(best.map)
         return best
 
@@ -230,18 +236,22 @@ class Tracer:
 
     def _guess_sequence(self, layout: Layout, d: int, length: int) -> Iterator[Any]:
         known = self.maps.latest_first()
+        if length == 1:
+            yield layout, d, ("cls",) if "cls" in self.prefixes[0] else ("pooled",), None, True
+            return
         for prefix in self.prefixes:
             patches = length - len(prefix)
             for made in known:
                 if made.rows.size * made.columns.size == patches:
                     yield layout, d, prefix, made, True
             for made in known:
+                if (halved := made.each(lambda axis, _: axis.halve())).rows.size * halved.columns.size == patches:
+                    yield layout, d, prefix, halved, True
+            for made in known:
                 rows, columns = made.grid
-                for step in range(2, min(rows, columns) + 1):
+                for step in range(2, min(rows, columns)):
                     if rows % step == columns % step == 0 and (rows // step) * (columns // step) == patches:
-                        yield layout, d, prefix, made.each(lambda axis, _, s=step: axis.regroup(axis.size // s)), False
-        if length == 1:
-            yield layout, d, ("cls",) if "cls" in self.prefixes[0] else ("pooled",), None, True
+                        yield layout, d, prefix, made.regrouped((rows // step, columns // step)), False
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,14 @@ class FakeSae(nn.Module):
 class FakeSource:
     """Items of one class token and `GRID` patches each, in chunks of a few items."""
 
-    def __init__(self, dense: np.ndarray, labels: list[dict[str, tuple[str, ...]]], factors: dict[str, list[str]],
-                 per_chunk: int = 3, name: str = "hand-made"):
+    def __init__(
+        self,
+        dense: np.ndarray,
+        labels: list[dict[str, tuple[str, ...]]],
+        factors: dict[str, list[str]],
+        per_chunk: int = 3,
+        name: str = "hand-made",
+    ):
         self.dense, self.item_labels, self.factors, self.per_chunk = dense, labels, factors, per_chunk
         self.n_rows = dense.shape[0] * dense.shape[1]
         self.keys = [f"item {i}" for i in range(len(dense))]
@@ -57,14 +63,19 @@ class FakeSource:
             rows = self.dense[start : start + self.per_chunk]
             n = len(rows)
             yield SimpleNamespace(
-                rows=torch.from_numpy(rows.reshape(n * t, -1)), item=np.repeat(np.arange(start, start + n), t),
-                index=np.tile(np.arange(t), n), region=None,
+                rows=torch.from_numpy(rows.reshape(n * t, -1)),
+                item=np.repeat(np.arange(start, start + n), t),
+                index=np.tile(np.arange(t), n),
+                region=None,
                 kind=np.tile(np.where(patch < 0, KINDS.index("cls"), KINDS.index("patch")), n).astype(np.uint8),
-                y=np.tile(np.where(patch < 0, -1, patch // GRID[1]), n), x=np.tile(np.where(patch < 0, -1, patch % GRID[1]), n),
+                y=np.tile(np.where(patch < 0, -1, patch // GRID[1]), n),
+                x=np.tile(np.where(patch < 0, -1, patch % GRID[1]), n),
             )
 
 
-def hand_made(n_items: int = 11, n_latents: int = 7, signed: bool = False, seed: int = 0, name: str = "hand-made") -> FakeSource:
+def hand_made(
+    n_items: int = 11, n_latents: int = 7, signed: bool = False, seed: int = 0, name: str = "hand-made"
+) -> FakeSource:
     """Random sparse codes with repeated values; latent 5 is dead and latent 6 fires on class tokens only."""
     rng = np.random.default_rng(seed)
     dense = rng.integers(-6 if signed else -10, 7, (n_items, 1 + GRID[0] * GRID[1], n_latents)).astype(np.float32) / 2
@@ -73,7 +84,9 @@ def hand_made(n_items: int = 11, n_latents: int = 7, signed: bool = False, seed:
     dense[..., 5] = 0
     dense[:, 1:, 6] = 0
     shapes, colours = ["circle", "square", "star"], ["red", "blue"]
-    labels = [{"shape": tuple(s for s in shapes if rng.random() < 0.5), "colour": (colours[i % 2],)} for i in range(n_items)]
+    labels = [
+        {"shape": tuple(s for s in shapes if rng.random() < 0.5), "colour": (colours[i % 2],)} for i in range(n_items)
+    ]
     return FakeSource(dense, labels, {"shape": shapes, "colour": colours}, name=name)
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from visae.codes import CodeTable, build
+from visae.codes import CodeTable, columns
 from visae.registry import UnknownName
 from visae.tokens import KINDS
 
@@ -69,7 +69,8 @@ def test_histograms_count_the_non_zero_values_between_zero_and_the_extremes(buil
         if len(values):
             np.testing.assert_array_equal(counts, np.histogram(values, edges)[0])
         assert counts.sum() == len(values)
-        assert edges[0] == min(0, values.min(initial=0)) and edges[-1] == values.max(initial=0)
+        assert edges[0] == min(0, values.min(initial=0))
+        assert edges[-1] == values.max(initial=0)
 
 
 def test_class_statistics_equal_those_of_the_dense_codes(built, fakes):
@@ -79,7 +80,8 @@ def test_class_statistics_equal_those_of_the_dense_codes(built, fakes):
         found = table.class_statistics(j, "shape")
         for v, value in enumerate(found.values):
             patches = dense[[value in known["shape"] for known in labels], 1:, j].clip(0)
-            assert found.count[v] == len(patches) and found.active[v] == (patches.max(1) > 0).sum()
+            assert found.count[v] == len(patches)
+            assert found.active[v] == (patches.max(1) > 0).sum()
             assert found.rate[v] == pytest.approx((patches.max(1) > 0).mean())
             assert found.mean[v] == pytest.approx(patches.max(1).mean())
             assert found.token_mean[v] == pytest.approx(patches.mean(), rel=1e-6)
@@ -87,9 +89,11 @@ def test_class_statistics_equal_those_of_the_dense_codes(built, fakes):
 
 def test_a_table_built_in_tiny_blocks_is_the_same_as_one_built_at_once(fakes, tmp_path, monkeypatch):
     CodeTable.build(fakes.Sae(7, signed=True), fakes.hand_made(signed=True), tmp_path / "whole", progress=False)
-    monkeypatch.setattr(build, "BLOCK", 5)
+    monkeypatch.setattr(columns, "BLOCK", 5)
     CodeTable.build(fakes.Sae(7, signed=True), fakes.hand_made(signed=True), tmp_path / "blocks", progress=False)
-    assert (tmp_path / "whole/codes.json").read_text() == (tmp_path / "blocks/codes.json").read_text()  # checksums inside
+    assert (tmp_path / "whole/codes.json").read_text() == (
+        tmp_path / "blocks/codes.json"
+    ).read_text()  # checksums inside
 
 
 def test_tokens_without_patches_are_pooled_over_what_there_is_and_have_no_grid(fakes, tmp_path):
@@ -108,7 +112,9 @@ def test_a_source_whose_codes_are_all_zero_makes_a_table_of_dead_latents(fakes, 
     source = fakes.hand_made()
     source.dense = source.dense * 0
     table = CodeTable.build(fakes.Sae(7), source, tmp_path / "codes", progress=False)
-    assert len(table.alive) == 0 and len(table.top(0).items) == 0 and not table.grid(0, 0).any()
+    assert len(table.alive) == 0
+    assert len(table.top(0).items) == 0
+    assert not table.grid(0, 0).any()
 
 
 def test_an_interrupted_build_leaves_no_table_and_can_be_repeated(fakes, tmp_path):

@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from visae.evaluate.localise import TAUS, average_precision, best_tau, localise, score_image, summarise
+from visae.evaluate.localise import (
+    TAUS,
+    average_precision,
+    best_tau,
+    localise,
+    overlap,
+    overlaps,
+    score_image,
+    summarise,
+)
 
 
 def square(top, left, size, hw=(20, 30)):
@@ -15,7 +24,8 @@ def test_a_mask_as_heat_map_scores_one_in_everything():
     masks = [square(2, 3, 5), square(10, 20, 8)]
     found = localise([m.astype(float) for m in masks], masks, tau_best=0.5)
     assert found.pointing == found.iou == found.iou_best == found.pixel_ap == found.energy == 1.0
-    assert found.silent == 0 and found.n == 2
+    assert found.silent == 0
+    assert found.n == 2
 
 
 def test_a_uniform_heat_map_scores_the_area_of_the_mask():
@@ -50,7 +60,9 @@ def test_a_hand_made_example():
 
 
 def test_pointing_shares_a_tie_among_the_largest_pixels():
-    assert score_image(np.array([[1.0, 1.0, 1.0, 0]]), np.array([[True, False, False, False]]))[0] == pytest.approx(1 / 3)
+    assert score_image(np.array([[1.0, 1.0, 1.0, 0]]), np.array([[True, False, False, False]]))[0] == pytest.approx(
+        1 / 3
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -67,7 +79,8 @@ def test_pixels_that_the_model_never_saw_count_nowhere():
     seen = np.zeros(mask.shape, bool)
     seen[:, :15] = True
     found = localise([heat], [mask], seen=[seen])
-    assert found.pointing == found.iou == 1.0 and found.chance == pytest.approx(25 / 300)
+    assert found.pointing == found.iou == 1.0
+    assert found.chance == pytest.approx(25 / 300)
 
 
 def test_negative_values_do_not_count_as_heat():
@@ -79,6 +92,14 @@ def test_the_best_threshold_is_the_one_that_cuts_the_object_out():
     mask = square(4, 4, 6)
     heat = np.where(mask, 1.0, 0.0) + np.where(square(2, 2, 10), 0.6, 0.0)
     assert best_tau([heat], [mask]) == min(t for t in TAUS if t * 1.6 >= 0.6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_overlap_at_all_thresholds_at_once_is_overlap_at_each(seed):
+    rng = np.random.default_rng(seed)
+    heat, mask = rng.exponential(1, (20, 30)) * (rng.random((20, 30)) < 0.7), square(2, 3, 5)
+    np.testing.assert_allclose(overlaps(heat, mask), [overlap(heat, mask, tau) for tau in TAUS])
+    assert not overlaps(heat * 0, mask).any()
 
 
 def test_interval_covers_the_mean_and_narrows_with_more_images():
@@ -97,5 +118,5 @@ def test_wrong_inputs_are_refused():
         localise([np.ones((2, 2))], [square(2, 3, 5)])
     with pytest.raises(ValueError, match="no pixel that the model saw"):
         localise([np.ones((4, 4))], [np.zeros((4, 4), bool)])
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="shorter"):
         localise([np.ones((20, 30))] * 2, [square(2, 3, 5)])

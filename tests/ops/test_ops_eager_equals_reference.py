@@ -14,7 +14,8 @@ RULES = [TopK(5), TopK(5, signed=True), BatchTopK(5), BatchTopK(4.5, signed=True
 def world(seed=0, dtype=torch.float64):
     g = torch.Generator().manual_seed(seed)
     make = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype).requires_grad_()  # noqa: E731
-    return {"u": make(N, D), "weight": make(F, D), "bias": make(F), "shift": make(D), "atoms": make(F, D), "out": make(D)}
+    return {"u": make(N, D), "weight": make(F, D), "bias": make(F), "shift": make(D), "atoms": make(F, D),
+            "out": make(D)}
 
 
 def run(ops, t, rule, among):
@@ -47,7 +48,7 @@ def test_the_sparse_backward_passes_agree_with_finite_differences():
     pattern = TopK(3).pick((t["u"] @ t["weight"].T).detach())
 
     def forward(*tensors):
-        fixed = type("Fixed", (), {"signed": True, "pick": lambda self, pre: pattern})()
+        fixed = type("Fixed", (), {"signed": True, "pick": lambda *_: pattern})()
         codes = Eager().encode_select(*tensors[:4], fixed)
         return Eager().decode(codes, *tensors[4:])
 
@@ -110,7 +111,8 @@ def test_two_stage_top_k_finds_what_torch_finds(shape):
     n, width, k = shape
     x = torch.randn(n, width)
     pattern = TopK(k).pick(x)
-    assert torch.equal(x[pattern.rows, pattern.columns].view(n, -1).sort(1).values, x.topk(min(k, width)).values.sort(1).values)
+    found = x[pattern.rows, pattern.columns].view(n, -1)
+    assert torch.equal(found.sort(1).values, x.topk(min(k, width)).values.sort(1).values)
 
 
 @pytest.mark.parametrize("case", ["plain", "one row holds all", "ties", "few positive", "bf16", "all equal"])

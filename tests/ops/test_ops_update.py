@@ -68,7 +68,8 @@ def test_saved_and_loaded_state_goes_on_bit_for_bit(fused):
     train(whole, 6)
     first = Adam(parameters(torch.float32), unit={"rows"}, fused=fused)
     train(first, 3)
-    second = Adam({n: torch.nn.Parameter(p.detach().clone()) for n, p in first.parameters.items()}, {"rows"}, fused=fused)
+    copies = {n: torch.nn.Parameter(p.detach().clone()) for n, p in first.parameters.items()}
+    second = Adam(copies, {"rows"}, fused=fused)
     second.load_state_dict({k: v.clone() for k, v in first.state_dict().items()})
     train(second, 3, start=3)
     for name in whole.parameters:

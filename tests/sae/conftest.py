@@ -6,6 +6,7 @@ import torch
 from visae.sae import initialise, kinds, make_sae
 
 D, F = 16, 64
+torch.set_num_threads(1)  # tensors this small only lose time between threads
 
 
 def make_small(kind, **options):

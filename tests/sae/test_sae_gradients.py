@@ -64,5 +64,5 @@ def test_the_reconstruction_loss_is_the_fraction_of_variance_unexplained(kind, s
     losses = sae.train().losses(x, Eager())
     recon = sae.restore(losses.recon)
     fvu = (x - recon).square().sum() / (x - x.mean(0)).square().sum()
-    assert float(losses.terms["recon"]) == pytest.approx(float(fvu), rel=1e-4)
+    assert losses.terms["recon"].item() == pytest.approx(fvu.item(), rel=1e-4)
     assert x.shape[1] == D

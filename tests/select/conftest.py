@@ -32,12 +32,23 @@ def table_of(tmp_path):
     def make(values, labels, name="val", signed=False):
         n = len(values)
         zeros = np.zeros(n, np.int64)
-        chunk = SimpleNamespace(rows=torch.tensor(values, dtype=torch.float32), item=np.arange(n), index=zeros, region=None,
-                                kind=zeros.astype(np.uint8), y=zeros, x=zeros)
+        chunk = SimpleNamespace(
+            rows=torch.tensor(values, dtype=torch.float32),
+            item=np.arange(n),
+            index=zeros,
+            region=None,
+            kind=zeros.astype(np.uint8),
+            y=zeros,
+            x=zeros,
+        )
         known = sorted({v for row in labels for v in row})
         source = SimpleNamespace(
-            n_rows=n, keys=[str(i) for i in range(n)], item_labels=[{"shape": tuple(row)} for row in labels],
-            factors={"shape": known}, meta={"data": name, "fingerprint": name, "geometry": geometry}, chunks=lambda: [chunk],
+            n_rows=n,
+            keys=[str(i) for i in range(n)],
+            item_labels=[{"shape": tuple(row)} for row in labels],
+            factors={"shape": known},
+            meta={"data": name, "fingerprint": name, "geometry": geometry},
+            chunks=lambda: [chunk],
         )
         return CodeTable.build(DenseSae(np.shape(values)[1], signed), source, tmp_path / name, progress=False)
 

@@ -24,9 +24,11 @@ def test_the_planted_latent_is_found_on_one_split_and_measured_on_another(table_
     val, test = table_of(*planted(0), "val"), table_of(*planted(1), "test")
     for by in ("f1", "auroc"):
         found = best_latents(val, "shape", by=by)
-        assert found["circle"].latents == (1,) and found["square"].latents == (2,)
+        assert found["circle"].latents == (1,)
+        assert found["square"].latents == (2,)
         measured = measure(found["circle"], test)
-        assert measured.f1 == measured.auroc == 1.0 and measured.held_out
+        assert measured.f1 == measured.auroc == 1.0
+        assert measured.held_out
         assert 0.8 < measure(found["square"], test).f1 < 0.97
     assert not measure(found["circle"], val).held_out
 
@@ -42,7 +44,8 @@ def test_measured_numbers_are_those_of_sklearn_over_labelled_items(table_of):
     assert (ours.precision, ours.recall) == pytest.approx((precision_score(y, fires), recall_score(y, fires)))
     assert ours.f1 == pytest.approx(f1_score(y, fires))
     assert ours.auroc == pytest.approx(roc_auc_score(y, v))
-    assert ours.n == labelled.sum() and ours.n_positive == y.sum()
+    assert ours.n == labelled.sum()
+    assert ours.n_positive == y.sum()
     assert ours.f1_ci[0] < ours.f1 < ours.f1_ci[1]
 
 
@@ -54,15 +57,19 @@ def test_the_bootstrap_interval_has_the_width_that_resampling_items_gives(table_
     fires = selection.fires(table)[[len(row) > 0 for row in labels]]
     rng = np.random.default_rng(1)
     draws = [rng.integers(0, len(y), len(y)) for _ in range(2000)]
-    np.testing.assert_allclose(measure(selection, table).f1_ci,
-                               np.quantile([f1_score(y[d], fires[d]) for d in draws], [0.025, 0.975]), atol=0.01)
+    np.testing.assert_allclose(
+        measure(selection, table).f1_ci,
+        np.quantile([f1_score(y[d], fires[d]) for d in draws], [0.025, 0.975]),
+        atol=0.01,
+    )
 
 
 def test_items_without_any_value_of_the_factor_are_unknown_not_negative(table_of):
     values = np.array([[3.0], [3.0], [3.0], [0.0]])
     table = table_of(values, [("circle",), (), (), ("square",)])
     found = label_scores(table, "shape")
-    assert found.n == 2 and found.scores["f1"][0, 0] == 1.0
+    assert found.n == 2
+    assert found.scores["f1"][0, 0] == 1.0
 
 
 def test_scores_of_all_latents_equal_those_computed_densely(table_of):
@@ -82,7 +89,8 @@ def test_the_negative_side_of_a_signed_latent_can_mean_a_label(table_of):
     values = np.array([[1 + rng.random() if row == ("circle",) else -1 - rng.random()] for row in labels])
     table = table_of(values, labels, signed=True)
     found = best_latents(table, "shape")
-    assert found["circle"].signs == (1,) and found["square"].signs == (-1,)
+    assert found["circle"].signs == (1,)
+    assert found["square"].signs == (-1,)
     assert measure(found["square"], table).f1 == 1.0
     assert found["square"].thresholds[0] > 0
 
@@ -92,7 +100,8 @@ def test_several_latents_widen_the_rule_to_any_of_them(table_of):
     values = np.array([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 0], [0, 0, 0.1]])
     table = table_of(values, labels)
     one, two = best_latents(table, "shape")["circle"], best_latents(table, "shape", n=2)["circle"]
-    assert measure(one, table).recall == 0.5 and measure(two, table).recall == 1.0
+    assert measure(one, table).recall == 0.5
+    assert measure(two, table).recall == 1.0
     np.testing.assert_allclose(two.strength(table), [1, 1, 0, 0])
 
 

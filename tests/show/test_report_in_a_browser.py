@@ -13,10 +13,22 @@ import pytest
 from visae.show import build_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1500,1000")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--window-size=1500,1000",
+)
 
-pytestmark = pytest.mark.skipif(os.environ.get("VISAE_NO_BROWSER") == "1", reason="VISAE_NO_BROWSER=1 asks for no browser")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("VISAE_NO_BROWSER") == "1", reason="VISAE_NO_BROWSER=1 asks for no browser"
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +37,10 @@ def browser():
 
     binary, driver = next(filter(None, map(shutil.which, BROWSERS)), None), shutil.which("chromedriver")
     if not binary or not driver:
-        pytest.fail(f"no browser: looked for {', '.join(BROWSERS)} (found {binary}) and chromedriver (found {driver}). Install chromium and "
-                    "chromium-driver (apt-get install chromium chromium-driver), or set VISAE_NO_BROWSER=1 to leave these tests out")
+        pytest.fail(
+            f"no browser: looked for {', '.join(BROWSERS)} (found {binary}) and chromedriver (found {driver}). "
+            "Install both (apt-get install chromium chromium-driver), or set VISAE_NO_BROWSER=1 to leave them out"
+        )
     options = webdriver.ChromeOptions()
     options.binary_location = binary
     for flag in FLAGS:
@@ -64,7 +78,9 @@ def one(browser, selector):
 
 
 def ids(browser):
-    return browser.execute_script("return [...document.querySelectorAll('#rows tr')].map(r => Number(r.dataset.latent))")
+    return browser.execute_script(
+        "return [...document.querySelectorAll('#rows tr')].map(r => Number(r.dataset.latent))"
+    )
 
 
 def search(browser, text):
@@ -75,9 +91,14 @@ def search(browser, text):
 
 
 def painted(browser):
-    wait(browser, "const c = [...document.querySelectorAll('#detail figure canvas')]; return c.length && c.every(x => x.dataset.painted)")
+    wait(
+        browser,
+        "const c = [...document.querySelectorAll('#detail figure canvas')];"
+        "return c.length && c.every(x => x.dataset.painted)",
+    )
     pixels = browser.execute_script(
-        "const c = document.querySelector('#detail figure canvas'); return [c.height, c.width, [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]]"
+        "const c = document.querySelector('#detail figure canvas'), pixels = c.getContext('2d');"
+        "return [c.height, c.width, [...pixels.getImageData(0, 0, c.width, c.height).data]]"
     )
     return np.array(pixels[2], float).reshape(pixels[0], pixels[1], 4)[..., :3]
 
@@ -86,7 +107,7 @@ def test_the_page_opens_from_disk_without_errors_and_without_any_request(page):
     assert "tiny-clip" in page.title
     problems = [entry for entry in page.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
     assert problems == []
-    requests = [e["message"] for e in page.get_log("performance") if "Network.requestWillBeSent\"" in e["message"]]
+    requests = [e["message"] for e in page.get_log("performance") if 'Network.requestWillBeSent"' in e["message"]]
     assert all('"url":"file:///' in r or '"url":"data:' in r or '"url":"about:' in r for r in requests)
 
 
@@ -97,17 +118,21 @@ def test_all_alive_latents_are_listed_and_a_label_or_a_number_or_a_rule_finds_th
     assert search(page, "shape=circle")[0] == table.factors["shape"].index("circle")
     assert search(page, "12") == [12]
     rare = search(page, "density<0.02")
-    assert 0 < len(rare) < 58 and sorted(rare) == [j for j in table.alive if table.density[j] < 0.02]
+    assert 0 < len(rare) < 58
+    assert sorted(rare) == [j for j in table.alive if table.density[j] < 0.02]
     sure = search(page, "f1>0.99 colour=")
     assert set(range(12, 20)) <= set(sure) < set(range(20))  # best of a colour, or second best behind a shape
-    assert search(page, "nonsense") == [] and "0 of 58" in one(page, "#count").text
+    assert search(page, "nonsense") == []
+    assert "0 of 58" in one(page, "#count").text
 
 
 def test_a_click_on_a_column_sorts_by_it_and_a_second_one_turns_it_round(page, report_inputs):
     density = report_inputs.table.density
     one(page, "[data-sort=density]").click()
     down = ids(page)
-    assert [f"{density[j]:.3g}" for j in down] == [f"{d:.3g}" for d in sorted(density[report_inputs.table.alive], reverse=True)]
+    assert [f"{density[j]:.3g}" for j in down] == [
+        f"{d:.3g}" for d in sorted(density[report_inputs.table.alive], reverse=True)
+    ]
     assert one(page, "[data-sort=density]").find_element("xpath", "..").get_attribute("aria-sort") == "descending"
     one(page, "[data-sort=density]").click()
     assert density[ids(page)[0]] == density[report_inputs.table.alive].min()
@@ -118,14 +143,21 @@ def test_a_click_on_a_column_sorts_by_it_and_a_second_one_turns_it_round(page, r
 def test_opening_a_latent_shows_its_top_images_histogram_and_best_labels(page, report_inputs):
     one(page, "#rows tr[data-latent='14']").click()
     detail = one(page, "#detail")
-    assert "Latent 14 · colour=yellow" in detail.text and page.current_url.endswith("#latent=14")
+    assert "Latent 14 · colour=yellow" in detail.text
+    assert page.current_url.endswith("#latent=14")
     top = report_inputs.table.top(14, 12)
-    values = page.execute_script("return [...document.querySelectorAll('#detail figcaption b')].map(b => Number(b.textContent))")
+    values = page.execute_script(
+        "return [...document.querySelectorAll('#detail figcaption b')].map(b => Number(b.textContent))"
+    )
     np.testing.assert_allclose(values, top.values, rtol=6e-3)
-    keys = page.execute_script("return [...document.querySelectorAll('#detail figure')].map(f => f.title.split('\\n')[0])")
+    keys = page.execute_script(
+        "return [...document.querySelectorAll('#detail figure')].map(f => f.title.split('\\n')[0])"
+    )
     assert keys == [report_inputs.table.keys[i] for i in top.items]
     assert "colour=yellow" in one(page, "#detail table").text
-    bars = page.execute_script("return [...document.querySelectorAll('#detail .hist title')].map(t => parseInt(t.textContent))")
+    bars = page.execute_script(
+        "return [...document.querySelectorAll('#detail .hist title')].map(t => parseInt(t.textContent))"
+    )
     assert bars == report_inputs.table.histogram(14)[0].tolist()
 
 
@@ -146,10 +178,19 @@ def test_heat_is_painted_where_geometry_puts_it_and_follows_its_controls(page, r
         expected = np.kron(expected, np.ones((scale, scale)))
         strong, silent = expected > 0.8 * expected.max(), expected == 0
         grey = plain @ [0.299, 0.587, 0.114]
-        assert np.abs(drawn - (plain + grey[..., None]) / 2)[silent & (np.roll(silent, 4, 0) & np.roll(silent, -4, 0) & np.roll(silent, 4, 1) & np.roll(silent, -4, 1))].max() <= 1
-        assert drawn[strong][:, 0].mean() > 150 and (drawn[strong][:, 0] - drawn[strong][:, 2]).mean() > 40  # the bright end of inferno
+        assert (
+            np.abs(drawn - (plain + grey[..., None]) / 2)[
+                silent
+                & (np.roll(silent, 4, 0) & np.roll(silent, -4, 0) & np.roll(silent, 4, 1) & np.roll(silent, -4, 1))
+            ].max()
+            <= 1
+        )
+        assert drawn[strong][:, 0].mean() > 150
+        assert (drawn[strong][:, 0] - drawn[strong][:, 2]).mean() > 40
     assert change.max() > 0
-    page.execute_script("const o = document.querySelector('#detail input[type=range]'); o.value = 0; o.dispatchEvent(new Event('input'))")
+    page.execute_script(
+        "const o = document.querySelector('#detail input[type=range]');o.value = 0; o.dispatchEvent(new Event('input'))"
+    )
     assert np.abs(painted(page) - (plain + (plain @ [0.299, 0.587, 0.114])[..., None]) / 2).max() <= 1
 
 
@@ -158,7 +199,8 @@ def test_the_keyboard_alone_reaches_a_latent(page):
 
     ActionChains(page).send_keys("/").perform()
     ActionChains(page).send_keys("colour=p", Keys.ARROW_DOWN, Keys.ENTER).perform()
-    assert "colour=p" in one(page, "#detail h2").text
+    assert f"Latent {ids(page)[0]} " in one(page, "#detail h2").text
+    assert 1 < len(ids(page)) < 58
     first = one(page, "#detail h2").text
     ActionChains(page).send_keys(Keys.ARROW_DOWN).perform()
     assert one(page, "#detail h2").text != first
@@ -180,11 +222,19 @@ def test_text_of_a_card_never_becomes_markup(page):
 
 
 def test_the_page_reads_well_in_dark_mode_and_on_a_narrow_screen(page):
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 600, "height": 900, "deviceScaleFactor": 1, "mobile": False})
+    page.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 600, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    )
     try:
-        colour = page.execute_script("return ['backgroundColor', 'color'].map(k => getComputedStyle(document.body)[k].match(/\\d+/g).map(Number))")
-        assert sum(colour[0]) < 150 and sum(colour[1]) > 600
+        colour = page.execute_script(
+            "const style = getComputedStyle(document.body);"
+            "return ['backgroundColor', 'color'].map(k => style[k].match(/\\d+/g).map(Number))"
+        )
+        assert sum(colour[0]) < 150
+        assert sum(colour[1]) > 600
         assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     finally:
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
@@ -196,6 +246,11 @@ def test_a_signed_dictionary_has_two_galleries(browser, signed_inputs, tmp_path)
     path = build_report(signed_inputs, tmp_path / "signed.html", n_images=4)
     browser.get(path.as_uri() + "#latent=30")
     wait(browser, "return document.documentElement.dataset.ready === 'yes'")
-    assert "Most positive" in one(browser, "#detail").text and "Most negative" in one(browser, "#detail").text
-    values = browser.execute_script("return [...document.querySelectorAll('#detail figcaption b')].map(b => Number(b.textContent))")
-    assert len(values) == 8 and all(v > 0 for v in values[:4]) and all(v < 0 for v in values[4:])
+    assert "Most positive" in one(browser, "#detail").text
+    assert "Most negative" in one(browser, "#detail").text
+    values = browser.execute_script(
+        "return [...document.querySelectorAll('#detail figcaption b')].map(b => Number(b.textContent))"
+    )
+    assert len(values) == 8
+    assert all(v > 0 for v in values[:4])
+    assert all(v < 0 for v in values[4:])

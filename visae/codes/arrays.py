@@ -38,7 +38,9 @@ class ArrayFile:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: this table is incomplete, build it again")
         if path.stat().st_size != expected:
-            raise ValueError(f"{path} has {path.stat().st_size} bytes, expected {expected}: it was cut off or changed, build it again")
+            raise ValueError(
+                f"{path} has {path.stat().st_size} bytes, expected {expected}: it was cut off, build it again"
+            )
         dtype = np.dtype(self.dtype).newbyteorder("<")
         if expected == 0:  # an empty file cannot be mapped
             return np.empty(self.shape, dtype)
@@ -51,7 +53,9 @@ class ArrayFile:
             ValueError: if the bytes are not those that were written.
         """
         if (found := _sha256(folder / self.file)) != self.sha256:
-            raise ValueError(f"{folder / self.file} has sha256 {found[:12]}..., expected {self.sha256[:12]}...: build the table again")
+            raise ValueError(
+                f"{folder / self.file} has sha256 {found[:12]}..., expected {self.sha256[:12]}...: build it again"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""

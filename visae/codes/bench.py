@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from visae.codes.table import CodeTable
+from visae.data.sample import Labels
 from visae.geometry import Framing, Geometry
 from visae.tokens import KINDS
 
@@ -38,6 +39,8 @@ class SyntheticSae(nn.Module):
     """Draws k latents per token, a few of them far more often than most, as dictionaries do."""
 
     signed = False
+
+    mean: Tensor
 
     def __init__(self, n_latents: int, k: int):
         super().__init__()
@@ -66,10 +69,14 @@ class SyntheticSource:
         self.n_items = n_rows // side**2
         self.n_rows, self.side = self.n_items * side**2, side
         framing = Framing((8 * side, 8 * side))
-        self.meta = {"data": "synthetic", "fingerprint": "0", "geometry": Geometry(framing, (side, side), (8.0, 8.0)).to_dict()}
+        self.meta = {
+            "data": "synthetic",
+            "fingerprint": "0",
+            "geometry": Geometry(framing, (side, side), (8.0, 8.0)).to_dict(),
+        }
         self.factors = {"class": [f"class {i}" for i in range(10)]}
         self.keys = [str(i) for i in range(self.n_items)]
-        self.item_labels = [{"class": (f"class {i % 10}",)} for i in range(self.n_items)]
+        self.item_labels: list[Labels] = [{"class": (f"class {i % 10}",)} for i in range(self.n_items)]
 
     def chunks(self, items: int = 256) -> Iterator[_Chunk]:
         """Whole items in order."""
@@ -77,11 +84,19 @@ class SyntheticSource:
         for start in range(0, self.n_items, items):
             n = min(items, self.n_items - start)
             index = np.tile(np.arange(t), n)
-            yield _Chunk(torch.zeros(n * t, 1), np.repeat(np.arange(start, start + n), t), index,
-                         np.full(n * t, KINDS.index("patch"), np.uint8), index // self.side, index % self.side)
+            yield _Chunk(
+                torch.zeros(n * t, 1),
+                np.repeat(np.arange(start, start + n), t),
+                index,
+                np.full(n * t, KINDS.index("patch"), np.uint8),
+                index // self.side,
+                index % self.side,
+            )
 
 
-def bench_codes(n_rows: int = 1_000_000, n_latents: int = 4096, k: int = 32, side: int = 14, repeats: int = 50) -> dict[str, Any]:
+def bench_codes(
+    n_rows: int = 1_000_000, n_latents: int = 4096, k: int = 32, side: int = 14, repeats: int = 50
+) -> dict[str, Any]:
     """Builds a synthetic table and times every question about a latent.
 
     Args:
@@ -102,15 +117,24 @@ def bench_codes(n_rows: int = 1_000_000, n_latents: int = 4096, k: int = 32, sid
         built = time.perf_counter() - start
         latents = [int(table.density.argmax()), *np.random.default_rng(0).choice(table.alive, repeats - 1)]
         questions: dict[str, Callable[[CodeTable, int], Any]] = {
-            "top": lambda t, j: t.top(j, 16), "density": lambda t, j: t.density[j], "histogram": lambda t, j: t.histogram(j),
-            "class_statistics": lambda t, j: t.class_statistics(j, "class"), "latent": lambda t, j: t.latent(j),
+            "top": lambda t, j: t.top(j, 16),
+            "density": lambda t, j: t.density[j],
+            "histogram": lambda t, j: t.histogram(j),
+            "class_statistics": lambda t, j: t.class_statistics(j, "class"),
+            "latent": lambda t, j: t.latent(j),
             "grid": lambda t, j: t.grid(int(t.top(j, 1).items[0]), j),
         }
         times = {name: [_milliseconds(path, ask, int(j)) for j in latents] for name, ask in questions.items()}
         size = sum(f.stat().st_size for f in path.iterdir())
         return {
-            "n_rows": table.n_rows, "n_latents": n_latents, "nnz": table.nnz, "bytes": size, "build_seconds": round(built, 2),
-            "milliseconds": {name: {"median": round(float(np.median(t)), 3), "max": round(max(t), 3)} for name, t in times.items()},
+            "n_rows": table.n_rows,
+            "n_latents": n_latents,
+            "nnz": table.nnz,
+            "bytes": size,
+            "build_seconds": round(built, 2),
+            "milliseconds": {
+                name: {"median": round(float(np.median(t)), 3), "max": round(max(t), 3)} for name, t in times.items()
+            },
         }
 
 

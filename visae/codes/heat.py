@@ -1,5 +1,6 @@
 """Codes of images that are not in any table: one forward pass through the model, then the dictionary on the patches."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -8,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
-from visae.codes.table import rank_latents
+from visae.codes.answers import rank_latents
+from visae.codes.build import Encoder
 from visae.geometry import Geometry
 from visae.model import AdaptedModel
 from visae.sites import Site
@@ -46,7 +47,7 @@ class ImageCodes:
         if wrong := [j for j in latents if not 0 <= j < len(self.norm)]:
             raise IndexError(f"latent {wrong[0]} of a dictionary of {len(self.norm)}, counted from 0")
         out = np.zeros((len(latents), *self.geometry.grid), np.float32)
-        for plane, j in zip(out.reshape(len(latents), -1), latents, strict=True):
+        for plane, j in zip(out.reshape(len(latents), math.prod(self.geometry.grid)), latents, strict=True):
             hit = self.latent == j
             plane[self.patch[hit]] = self.value[hit]
         return out
@@ -60,8 +61,14 @@ class ImageCodes:
         return rank_latents(self.latent, self.value, self.norm, n)
 
 
-def encode_images(model: AdaptedModel, sae: nn.Module, images: Iterable[Image.Image], *, site: Site | str | None = None,
-                  batch: int = 16) -> Iterator[ImageCodes]:
+def encode_images(
+    model: AdaptedModel,
+    sae: Encoder,
+    images: Iterable[Image.Image],
+    *,
+    site: Site | str | None = None,
+    batch: int = 16,
+) -> Iterator[ImageCodes]:
     """Codes of the patches of each image, in order.
 
     Args:
@@ -91,9 +98,16 @@ def encode_images(model: AdaptedModel, sae: nn.Module, images: Iterable[Image.Im
             yield ImageCodes(index[patch, slot], value[patch, slot], patch, norm, geometry, (image.height, image.width))
 
 
-def heat_maps(model: AdaptedModel, sae: nn.Module, images: Iterable[Image.Image], latents: Sequence[int], *,
-              site: Site | str | None = None, mode: Literal["nearest", "bilinear"] = "bilinear",
-              batch: int = 16) -> Iterator[np.ndarray]:
+def heat_maps(
+    model: AdaptedModel,
+    sae: Encoder,
+    images: Iterable[Image.Image],
+    latents: Sequence[int],
+    *,
+    site: Site | str | None = None,
+    mode: Literal["nearest", "bilinear"] = "bilinear",
+    batch: int = 16,
+) -> Iterator[np.ndarray]:
     """Maps `[L, H, W]` of some latents on the pixels of each image; `encode_images` has the arguments."""
     for codes in encode_images(model, sae, images, site=site, batch=batch):
         yield codes.heat(latents, mode)

@@ -1,58 +1,20 @@
 """`CodeTable`: the sparse token x latent table of a data set, on disk, answering questions about any latent at once."""
 
 import json
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
+from visae.codes.answers import ClassStatistics, Top, rank_latents
 from visae.codes.arrays import ArrayFile
-from visae.codes.build import SIDES, TokenSource, build
+from visae.codes.build import Encoder, TokenSource, build
+from visae.codes.columns import SIDES
 from visae.data.sample import FactorTable
 from visae.geometry import Geometry
 from visae.registry import UnknownName
 from visae.tokens import KINDS
-
-
-@dataclass(frozen=True)
-class Top:
-    """Items in which a latent fires most, strongest first.
-
-    Attributes:
-        items: `[n]` numbers of the items.
-        values: `[n]` the latent's value furthest from zero in each.
-        y: `[n]` row on the token grid where that is, -1 for a token without a place.
-        x: `[n]` column, likewise.
-    """
-
-    items: np.ndarray
-    values: np.ndarray
-    y: np.ndarray
-    x: np.ndarray
-
-
-@dataclass(frozen=True)
-class ClassStatistics:
-    """How one latent behaves on the items of each value of a factor.
-
-    Attributes:
-        values: the V values of the factor.
-        count: `[V]` items that show it.
-        active: `[V]` of those, items in which the latent fires.
-        rate: `[V]` `active / count`, NaN for a value that no item shows.
-        mean: `[V]` mean over those items of the latent's largest value (0 where it is silent), NaN likewise.
-        token_mean: `[V]` mean over all pooled tokens of those items (the class mean of Mammo-SAE), NaN likewise.
-    """
-
-    values: list[str]
-    count: np.ndarray
-    active: np.ndarray
-    rate: np.ndarray
-    mean: np.ndarray
-    token_mean: np.ndarray
 
 
 class CodeTable:
@@ -84,8 +46,15 @@ class CodeTable:
         self._open: dict[str, np.ndarray] = {}
 
     @classmethod
-    def build(cls, sae: nn.Module, source: TokenSource, out: str | Path, *, kinds: tuple[str, ...] | None = None,
-              progress: bool = True) -> "CodeTable":
+    def build(
+        cls,
+        sae: Encoder,
+        source: TokenSource,
+        out: str | Path,
+        *,
+        kinds: tuple[str, ...] | None = None,
+        progress: bool = True,
+    ) -> "CodeTable":
         """Encodes all tokens of `source` in one pass and writes the table.
 
         Memory is bounded by a chunk and by blocks of some million entries; disk needs about 16 bytes per non-zero
@@ -117,7 +86,10 @@ class CodeTable:
             raise FileNotFoundError(f"{folder} holds no code table (no codes.json): build one with CodeTable.build")
         index = json.loads((folder / "codes.json").read_text(encoding="utf-8"))
         if (index.get("format"), index.get("version")) != ("visae codes", 1):
-            raise ValueError(f"{folder} is {index.get('format')!r} version {index.get('version')}, expected 'visae codes' 1: build it again")
+            raise ValueError(
+                f"{folder} is {index.get('format')!r} version {index.get('version')}, "
+                "expected 'visae codes' version 1: build it again"
+            )
         return cls(folder, index)
 
     def verify(self) -> None:
@@ -214,8 +186,10 @@ class CodeTable:
         best = np.argsort(-strength, kind="stable")[:n] + span.start
         rows = self.array(f"{side}_row")[best]
         return Top(
-            items=np.asarray(self.array(f"{side}_item")[best]), values=np.asarray(self.array(f"{side}_value")[best]),
-            y=np.asarray(self.array("y")[rows]), x=np.asarray(self.array("x")[rows]),
+            items=np.asarray(self.array(f"{side}_item")[best]),
+            values=np.asarray(self.array(f"{side}_value")[best]),
+            y=np.asarray(self.array("y")[rows]),
+            x=np.asarray(self.array("x")[rows]),
         )
 
     def histogram(self, latent: int) -> tuple[np.ndarray, np.ndarray]:
@@ -236,7 +210,10 @@ class CodeTable:
         active = np.bincount(value, minlength=n)
         with np.errstate(invalid="ignore"):
             return ClassStatistics(
-                values=self.factors[factor], count=count, active=active, rate=active / count.astype(float),
+                values=self.factors[factor],
+                count=count,
+                active=active,
+                rate=active / count.astype(float),
                 mean=np.bincount(value, np.repeat(values, repeats), minlength=n) / count,
                 token_mean=np.bincount(value, np.repeat(sums, repeats), minlength=n) / tokens,
             )
@@ -329,7 +306,10 @@ class CodeTable:
 
     def _side(self, sign: int) -> str:
         if sign not in SIDES or (sign < 0 and not self.signed):
-            raise ValueError(f"sign is 1, or -1 where the dictionary is signed; got {sign} for a{'' if self.signed else 'n un'}signed one")
+            raise ValueError(
+                f"sign is 1, or -1 where the dictionary is signed; got {sign} "
+                f"for a{'' if self.signed else 'n un'}signed one"
+            )
         return SIDES[sign]
 
     def _known(self, latent: int) -> int:
@@ -340,14 +320,3 @@ class CodeTable:
     def _span(self, pointers: str, latent: int) -> slice:
         ends = self.array(pointers)
         return slice(int(ends[self._known(latent)]), int(ends[latent + 1]))
-
-
-def rank_latents(latent: np.ndarray, value: np.ndarray, norm: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """From entries (latent, value): the `n` latents with the largest |value| * norm, and that value of each."""
-    order = np.lexsort((-np.abs(value), latent))
-    latent, value = latent[order], value[order]
-    first = np.ones(len(latent), bool)
-    first[1:] = np.diff(latent) != 0
-    latent, value = latent[first], value[first]
-    best = np.argsort(-np.abs(value) * norm[latent], kind="stable")[:n]
-    return latent[best], value[best]

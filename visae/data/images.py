@@ -35,7 +35,9 @@ class UnreadableImage(OSError):
 @cache
 def image_extensions() -> frozenset[str]:
     """Lower-case extensions of files that are taken for images, with those of formats that can only be named."""
-    known = {ext for ext, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in _NOT_IMAGES}
+    known = {
+        ext for ext, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in _NOT_IMAGES
+    }
     return frozenset(known | _NEVER_READ)
 
 

@@ -45,7 +45,9 @@ class Sample:
             ValueError: if the sample has no regions.
         """
         if self.regions is None:
-            raise ValueError(f"{self.key} has no regions: this data set has no masks, so nothing can be localised in it")
+            raise ValueError(
+                f"{self.key} has no regions: this data set has no masks, so nothing can be localised in it"
+            )
         hits = [j + 1 for j, known in enumerate(self.region_labels) if known.get(factor) == value]
         return np.isin(self.regions, hits)
 

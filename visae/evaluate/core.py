@@ -12,7 +12,7 @@ With x a token, r its reconstruction in the raw space, f its codes, d_i the dire
 | `density` | per latent, the share of tokens with `f_i != 0` |
 | `dead` | share of latents with density 0 over the `n` tokens stated; `alive = 1 - dead` |
 | `dense` | share of latents with density above 0.1 |
-| `shrinkage` | `sum <r, r> / sum <x, r>`, of vectors less the dictionary's mean; below 1 where a penalty shrinks codes |
+| `shrinkage` | `sum <r, r> / sum <x, r>`, both less the dictionary's mean; below 1 where a penalty shrinks codes |
 | `norm_ratio` | mean of `|f| / |x - mean - bias|`, codes times the length of their directions (the AFA diagnostic) |
 
 Token kinds (patch, cls, reg, ...) get the same table, each with the variance around its own mean.

@@ -6,13 +6,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 
 from visae.codes import CodeTable
 from visae.data.sample import ImageData
 from visae.evaluate.localise import TAU, Localisation, best_tau, score_image, summarise
-from visae.sae.baselines import neurons, pca
+from visae.sae.baselines import LinearDictionary, neurons, pca
 from visae.select import Selection, label_scores
 from visae.select.labels import rank, score_columns
 from visae.select.scores import Columns
@@ -27,7 +26,9 @@ _PATCH = KINDS.index("patch")
 class Source(Protocol):
     """An activation source, see `visae.store`."""
 
-    def chunks(self) -> Any: ...
+    def chunks(self) -> Any:
+        """Rows of whole items, in order."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,13 @@ class ConceptLocalisation:
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         methods = {name: result.to_dict() for name, result in self.methods.items()}
-        return {"factor": self.factor, "value": self.value, "selection": self.selection.to_dict(), "methods": methods, "chosen": self.chosen}
+        return {
+            "factor": self.factor,
+            "value": self.value,
+            "selection": self.selection.to_dict(),
+            "methods": methods,
+            "chosen": self.chosen,
+        }
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Rival:
     """
 
     name: str
-    probe: nn.Module
+    probe: LinearDictionary
 
     def both_sides(self, rows: torch.Tensor) -> np.ndarray:
         """Values `[n, 2d]` of the directions and of their negatives, cut at 0."""
@@ -77,9 +84,19 @@ class Rival:
         return f"{'-' if column >= d else ''}{self.name} {column % d}"
 
 
-def localise_concepts(selections: Sequence[Selection], val: CodeTable, test: CodeTable, val_rows: Source, test_rows: Source,
-                      val_data: ImageData, test_data: ImageData, *, max_images: int = 200, seed: int = 0,
-                      progress: bool = True) -> list[ConceptLocalisation]:
+def localise_concepts(
+    selections: Sequence[Selection],
+    val: CodeTable,
+    test: CodeTable,
+    val_rows: Source,
+    test_rows: Source,
+    val_data: ImageData,
+    test_data: ImageData,
+    *,
+    max_images: int = 200,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[ConceptLocalisation]:
     """Localises every selection on the test split, with the same choice made among neurons and principal components.
 
     Latent, neuron, component and threshold are chosen on the validation split by F1 (ties by AUROC) of image maxima;
@@ -97,11 +114,12 @@ def localise_concepts(selections: Sequence[Selection], val: CodeTable, test: Cod
         seed: of the random latents and the bootstrap.
         progress: show a bar.
 
+    Returns:
+        One entry per selection, in order, without those that no test image shows with a mask.
+
     Raises:
-        ValueError: if the tokens have no grid, or no test image shows a label with a mask.
+        ValueError: if the tokens have no grid.
     """
-    if val.geometry is None or test.geometry is None:
-        raise ValueError("localisation needs tokens on a grid; these tables are of a pooled site")
     rivals = [Rival("neuron", neurons(_patches(val_rows))), Rival("pca", _all_components(val_rows))]
     plan = _plan(selections, val, val_rows, rivals, seed)
     taus = _taus(plan, val, val_rows, val_data, rivals, max_images)
@@ -111,14 +129,18 @@ def localise_concepts(selections: Sequence[Selection], val: CodeTable, test: Cod
         sample = test_data[item]
         for s in wanted:
             mask = sample.mask(plan[s].selection.factor, plan[s].selection.value)
-            seen = test.geometry.seen(mask.shape)
+            seen = found.geometry.seen(mask.shape)
             if not (mask & seen).any():
                 continue
             for method in METHODS:
-                maps = test.geometry.to_image(found.grids(item, s, method), mask.shape)
+                maps = found.geometry.to_image(found.grids(item, s, method), mask.shape)
                 rows = [score_image(heat, mask, seen, tau) for heat, tau in zip(maps, taus[s][method], strict=True)]
                 scores[s, method].append(np.mean(rows, axis=0))
-    return [_conclude(p, {m: scores[s, m] for m in METHODS}, taus[s], seed) for s, p in enumerate(plan)]
+    return [
+        _conclude(p, {m: scores[s, m] for m in METHODS}, taus[s], seed)
+        for s, p in enumerate(plan)
+        if scores[s, "latent"]
+    ]
 
 
 @dataclass(frozen=True)
@@ -131,7 +153,9 @@ class _Plan:
     labels: dict[str, str]
 
 
-def _plan(selections: Sequence[Selection], val: CodeTable, rows: Source, rivals: Sequence[Rival], seed: int) -> list[_Plan]:
+def _plan(
+    selections: Sequence[Selection], val: CodeTable, rows: Source, rivals: Sequence[Rival], seed: int
+) -> list[_Plan]:
     maxima = _item_maxima(val, rows, rivals)
     rng = np.random.default_rng(seed)
     pointers = val.item_maxima(1)[0]
@@ -141,15 +165,28 @@ def _plan(selections: Sequence[Selection], val: CodeTable, rows: Source, rivals:
         factor, keep = selection.factor, val.labelled(selection.factor)
         v = val.factors[factor].index(selection.value)
         if factor not in scored:
-            scored[factor] = label_scores(val, factor), {
-                r.name: score_columns(factor, val.factors[factor], Columns.dense(maxima[r.name] * keep[:, None]),
-                                      val.shows(factor), keep, r.probe.n_latents) for r in rivals
-            }
+            scored[factor] = (
+                label_scores(val, factor),
+                {
+                    r.name: score_columns(
+                        factor,
+                        val.factors[factor],
+                        Columns.dense(maxima[r.name] * keep[:, None]),
+                        val.shows(factor),
+                        keep,
+                        r.probe.n_latents,
+                    )
+                    for r in rivals
+                },
+            )
         latents, others = scored[factor]
         best = {name: int(rank(found, v, "f1")[0]) for name, found in others.items()}
         top = [latents.side(int(c)) for c in rank(latents, v, "f1")[:5]]
-        chosen = {"latent": [(selection.latents[0], selection.signs[0])], "top 5 latents": top,
-                  "random latent": [(int(j), 1) for j in rng.choice(firing, 5, replace=len(firing) < 5)]}
+        chosen = {
+            "latent": [(selection.latents[0], selection.signs[0])],
+            "top 5 latents": top,
+            "random latent": [(int(j), 1) for j in rng.choice(firing, 5, replace=len(firing) < 5)],
+        }
         names = {name: ", ".join(f"{'-' if s < 0 else ''}{j}" for j, s in pairs) for name, pairs in chosen.items()}
         plan.append(_Plan(selection, chosen, best, names | {r.name: r.label(best[r.name]) for r in rivals}))
     return plan
@@ -159,7 +196,9 @@ class _Maps:
     """Token grids of every method for the images that show each label, gathered in one pass over the activations."""
 
     def __init__(self, plan: Sequence[_Plan], table: CodeTable, rows: Source, rivals: Sequence[Rival], max_images: int):
-        self._plan, self._table = plan, table
+        if table.geometry is None:
+            raise ValueError("localisation needs tokens on a grid; these tables are of a pooled site")
+        self._plan, self._table, self.geometry = plan, table, table.geometry
         self.items: dict[int, list[int]] = {}
         for s, p in enumerate(plan):
             shows = table.shows(p.selection.factor)[table.factors[p.selection.factor].index(p.selection.value)]
@@ -176,12 +215,14 @@ class _Maps:
             if len(keep):
                 self._gather(item[keep], np.asarray(chunk.y)[keep], np.asarray(chunk.x)[keep], chunk.rows[keep], rivals)
 
-    def _gather(self, item: np.ndarray, y: np.ndarray, x: np.ndarray, rows: torch.Tensor, rivals: Sequence[Rival]) -> None:
+    def _gather(
+        self, item: np.ndarray, y: np.ndarray, x: np.ndarray, rows: torch.Tensor, rivals: Sequence[Rival]
+    ) -> None:
         for rival in rivals:
             values = rival.both_sides(rows)[:, self._columns[rival.name]]
             for one in np.unique(item):
                 mine = item == one
-                grid = np.zeros((values.shape[1], *self._table.geometry.grid), np.float32)
+                grid = np.zeros((values.shape[1], *self.geometry.grid), np.float32)
                 grid[:, y[mine], x[mine]] = values[mine].T
                 self._rival[rival.name, int(one)] = grid
 
@@ -194,8 +235,9 @@ class _Maps:
         return self._rival[method, item][[self._columns[method].index(p.columns[method])]]
 
 
-def _taus(plan: Sequence[_Plan], val: CodeTable, rows: Source, data: ImageData, rivals: Sequence[Rival],
-          max_images: int) -> list[dict[str, list[float]]]:
+def _taus(
+    plan: Sequence[_Plan], val: CodeTable, rows: Source, data: ImageData, rivals: Sequence[Rival], max_images: int
+) -> list[dict[str, list[float]]]:
     """Per label and method, the threshold of each map with the best IoU on the validation split."""
     found = _Maps(plan, val, rows, rivals, min(max_images, 50))
     heats: dict[tuple[int, str], list[np.ndarray]] = {(s, m): [] for s in range(len(plan)) for m in METHODS}
@@ -204,22 +246,27 @@ def _taus(plan: Sequence[_Plan], val: CodeTable, rows: Source, data: ImageData, 
         sample = data[item]
         for s in wanted:
             mask = sample.mask(plan[s].selection.factor, plan[s].selection.value)
-            seen = val.geometry.seen(mask.shape)
+            seen = found.geometry.seen(mask.shape)
             if (mask & seen).any():
                 masks[s].append(mask[seen])
                 for method in METHODS:
-                    maps = val.geometry.to_image(found.grids(item, s, method), mask.shape)
+                    maps = found.geometry.to_image(found.grids(item, s, method), mask.shape)
                     heats[s, method].append(np.maximum(maps[:, seen], 0))
     out = []
     for s, p in enumerate(plan):
         width = {m: len(p.latents.get(m, [0])) for m in METHODS}
-        out.append({m: [best_tau([h[i] for h in heats[s, m]], masks[s]) if masks[s] else TAU for i in range(width[m])] for m in METHODS})
+        out.append(
+            {
+                m: [best_tau([h[i] for h in heats[s, m]], masks[s]) if masks[s] else TAU for i in range(width[m])]
+                for m in METHODS
+            }
+        )
     return out
 
 
-def _conclude(plan: _Plan, scores: dict[str, list[np.ndarray]], taus: dict[str, list[float]], seed: int) -> ConceptLocalisation:
-    if not scores["latent"]:
-        raise ValueError(f"no test image shows {plan.selection.name} with a mask: it cannot be localised, leave it out")
+def _conclude(
+    plan: _Plan, scores: dict[str, list[np.ndarray]], taus: dict[str, list[float]], seed: int
+) -> ConceptLocalisation:
     methods = {m: summarise(rows, tau_best=float(np.mean(taus[m])), seed=seed) for m, rows in scores.items()}
     return ConceptLocalisation(plan.selection.factor, plan.selection.value, plan.selection, methods, plan.labels)
 
@@ -231,7 +278,7 @@ def _patches(rows: Source) -> Any:
             yield chunk.rows[keep].float()
 
 
-def _all_components(rows: Source) -> nn.Module:
+def _all_components(rows: Source) -> LinearDictionary:
     """All principal components of the patches."""
     d = next(iter(_patches(rows))).shape[1]
     return pca(_patches(rows), d)

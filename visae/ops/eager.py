@@ -41,7 +41,7 @@ class _Encoded(torch.autograd.Function):
     """Values picked out of a linear encoder (`x` is `u - shift`), with the sparse backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, x: Tensor, pattern: Pattern,
+    def forward(ctx: Any, _u: Tensor, weight: Tensor, _bias: Tensor, _shift: Tensor, x: Tensor, pattern: Pattern,
                 values: Tensor) -> Tensor:
         ctx.pattern = pattern
         ctx.save_for_backward(x, weight)
@@ -57,7 +57,7 @@ class _Encoded(torch.autograd.Function):
         to_weight = row_gradients(x, pattern, grad) if wants_weight else None
         summed = torch.zeros_like(weight[:, 0]).index_add_(0, pattern.columns, grad)
         # every row of the batch sees the same shift: one matrix-vector product instead of a dense one
-        to_shift = -(summed @ weight) if wants_shift else None
+        to_shift = (summed @ weight) if wants_shift else None
         return to_u, to_weight, summed if wants_bias else None, to_shift, None, None, None
 
 

@@ -17,7 +17,10 @@ SAMPLE = 512
 class Rule(Protocol):
     """How a batch of pre-activations `[n, F]` is thinned out."""
 
-    signed: bool
+    @property
+    def signed(self) -> bool:
+        """Whether codes keep their sign; else negative ones become 0."""
+        ...
 
     def mask(self, pre: Tensor) -> Tensor:
         """`[n, F]` bool of the entries kept: the definition."""
@@ -70,7 +73,7 @@ class BatchTopK:
     signed: bool = False
 
     def _count(self, pre: Tensor) -> int:
-        return min(int(self.k * pre.shape[0]), pre.numel())
+        return min(max(1, int(self.k * pre.shape[0])), pre.numel())
 
     def mask(self, pre: Tensor) -> Tensor:
         """See `Rule`."""
@@ -102,7 +105,9 @@ class BatchTopK:
         found = key[places]
         last = found.kthvalue(found.numel() - count + 1).values
         above, ties = places[found > last], places[found == last]
-        return torch.cat([above, ties[: count - above.numel()]]).sort().values if ties.numel() > 1 else places[found >= last]
+        if above.numel() + ties.numel() == count:
+            return places[found >= last]
+        return torch.cat([above, ties[: count - above.numel()]]).sort().values
 
 
 @dataclass(frozen=True)

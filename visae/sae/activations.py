@@ -30,8 +30,8 @@ class Activation(nn.Module):
         return None
 
     def forward(self, pre: Tensor) -> Tensor:
-        """Dense codes `[n, F]` from pre-activations `[n, F]`, for parts without a rule."""
-        raise TypeError(f"{type(self).__name__} has neither a rule nor a forward")
+        """Dense codes `[n, F]` from pre-activations `[n, F]`, for parts without a rule; here the same."""
+        return pre
 
     def observe(self, codes: Coded) -> None:
         """Sees the codes of every training step (for running thresholds)."""

@@ -67,14 +67,13 @@ def pca(batches: Iterable[Tensor], n_components: int) -> LinearDictionary:
     Raises:
         ValueError: for more components than dimensions, or no data.
     """
-    n, shift, total, products = 0, None, None, None
+    n, shift, total, products = 0, torch.empty(0), torch.tensor(0.0), torch.tensor(0.0)
     for x in batches:
-        if shift is None:
+        if not n:
             shift = x.double().mean(0)  # large means would cancel in the products
-            total, products = torch.zeros_like(shift), torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
         rows = x.double() - shift
         n, total, products = n + rows.shape[0], total + rows.sum(0), products + rows.T @ rows
-    if shift is None or total is None or products is None:
+    if not n:
         raise ValueError("a baseline needs at least one batch of tokens [n, d], got none")
     if not 1 <= n_components <= shift.shape[0]:
         raise ValueError(f"pca has between 1 and d = {shift.shape[0]} components, asked for {n_components}")

@@ -1,12 +1,14 @@
 """Dictionary parts: the atoms that codes are summed over, and the bias."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 from visae.ops import unit_rows
 
 
-class Decoder(nn.Module):
+class Decoder(nn.Module, ABC):
     """Base of the dictionary parts.
 
     Attributes:
@@ -17,13 +19,13 @@ class Decoder(nn.Module):
     unit: tuple[str, ...] = ()
     bias: nn.Parameter
 
+    @abstractmethod
     def atoms(self) -> Tensor:
         """`[F, d]` rows in the space of normalised inputs, differentiable."""
-        raise TypeError(f"{type(self).__name__} must define atoms()")
 
+    @abstractmethod
     def initialise(self, atoms: Tensor) -> None:
         """Starts from these unit rows `[F, d]`."""
-        raise TypeError(f"{type(self).__name__} must define initialise(atoms)")
 
 
 class Free(Decoder):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from visae.ops import Coded, Dense, Eager, Ops, Ragged, Rule
 from visae.sae.activations import Activation
 from visae.sae.codes import Codes
 from visae.sae.decoders import Decoder
-from visae.sae.encoders import Encoder
+from visae.sae.encoders import Encoder, Linear
 from visae.sae.penalties import Pass, Penalty
 from visae.sae.schemes import Plain
 
@@ -86,12 +86,12 @@ class Dictionary(nn.Module):
     @property
     def W_enc(self) -> Tensor:
         """`[F, d]` encoder rows, for kinds with a linear encoder."""
-        return self.encoder.weight
+        return cast(Linear, self.encoder).weight
 
     @property
     def b_enc(self) -> Tensor:
         """`[F]` encoder bias, likewise."""
-        return self.encoder.bias
+        return cast(Linear, self.encoder).bias
 
     @property
     def W_dec(self) -> Tensor:
@@ -125,7 +125,7 @@ class Dictionary(nn.Module):
                among: Tensor | None = None) -> Coded:
         """Codes of normalised inputs by a rule, through the sparse kernels where the encoder is linear."""
         if self.encoder.linear and pre is None:
-            return ops.encode_select(u, self.encoder.weight, self.encoder.bias, self.decoder.bias, rule, among)
+            return ops.encode_select(u, self.W_enc, self.b_enc, self.decoder.bias, rule, among)
         pre = self.encoder.pre(u, self.decoder.bias) if pre is None else pre
         if among is None:
             return ops.select(pre, rule)
@@ -156,7 +156,7 @@ class Dictionary(nn.Module):
         terms = {"recon": loss}
         for penalty in self.penalties:
             if (term := penalty(run)) is not None:
-                terms[penalty.name] = term
+                terms[cast(Penalty, penalty).name] = term
         return Losses(terms, codes, recon)
 
     @torch.no_grad()

@@ -1,10 +1,12 @@
 """Encoder parts: from centred inputs to pre-activations. A new one defines `pre`; nothing else is asked of it."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """Base of the encoder parts.
 
     Attributes:
@@ -13,23 +15,26 @@ class Encoder(nn.Module):
 
     linear: bool = False
 
+    @abstractmethod
     def pre(self, u: Tensor, shift: Tensor) -> Tensor:
         """Pre-activations `[n, F]` of inputs `[n, d]`; `shift` `[d]` is the decoder's bias."""
-        raise TypeError(f"{type(self).__name__} must define pre(u, shift)")
 
+    @abstractmethod
     def initialise(self, atoms: Tensor) -> None:
         """Starts as the transpose of the dictionary `[F, d]`; `rescale` follows."""
-        raise TypeError(f"{type(self).__name__} must define initialise(atoms)")
 
+    @abstractmethod
     def rescale(self, factor: Tensor) -> None:
         """Multiplies the pre-activations by a positive scalar, exactly (the first step's least-squares scale)."""
-        raise TypeError(f"{type(self).__name__} must define rescale(factor)")
 
 
 class Linear(Encoder):
     """`a = (u - b_dec) W_enc^T + b_enc`, with `W_enc` `[F, d]`."""
 
     linear = True
+
+    weight: nn.Parameter
+    bias: nn.Parameter
 
     def __init__(self, d: int, n_latents: int):
         super().__init__()

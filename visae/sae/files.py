@@ -39,7 +39,7 @@ def check_weights(sae: Dictionary) -> None:
     """
     state = sae.state_dict()
     if bad := [name for name, t in state.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]:
-        raise ValueError(f"not saved: {', '.join(bad)} hold values that are not finite; training went wrong before this")
+        raise ValueError(f"not saved: {', '.join(bad)} hold values that are not finite; training went wrong")
     for name in sorted(sae.unit_parameters()):
         norms = torch.linalg.vector_norm(state[name].double(), dim=1)
         if bool(((norms - 1).abs() > 1e-2).any()):
@@ -78,7 +78,7 @@ def save_sae(sae: Dictionary, path: Path | str, card: Card | None = None) -> Car
     finally:
         weights.unlink(missing_ok=True)
         text.unlink(missing_ok=True)
-    sae.card = written
+    sae.card = written = Card.from_json(written.to_json())  # as it will be read: JSON has lists, no tuples
     return written
 
 
@@ -100,7 +100,7 @@ def load_card(path: Path | str) -> Card:
 
 def load_sae(path: Path | str, model: Any = None, site: Any = None, force: bool = False, *,
              device: torch.device | str = "cpu", revision: str | None = None) -> Dictionary:
-    """A dictionary from a folder, or from the Hugging Face hub as `hf:user/repository` (or `hf:user/repository/folder`).
+    """A dictionary from a folder, or from the Hugging Face hub as `hf:user/repository[/folder]`.
 
     Args:
         path: where it lies.

@@ -25,7 +25,7 @@ def check_moments(moments: Moments) -> None:
     if bad := int((~finite).sum()):
         raise ValueError(
             f"{bad} of {finite.numel()} input dimensions have a mean or variance that is not finite over the first "
-            f"{moments.n} rows: look for NaN or overflow in the activations (float16 overflows above 65504: use bfloat16)"
+            f"{moments.n} rows: look for NaN or overflow in the activations (float16 ends at 65504: use bfloat16)"
         )
     variance, size = moments.total / moments.n, float(moments.mean.square().sum())
     if variance <= 1e-12 * size or variance == 0:

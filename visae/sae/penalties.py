@@ -1,5 +1,6 @@
 """Penalties: further terms of the loss, each a function of one training pass."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,14 +40,14 @@ class Pass:
     ops: Ops
 
 
-class Penalty(nn.Module):
+class Penalty(nn.Module, ABC):
     """Base of the penalties: `name` in the logs, and a value that already has its coefficient."""
 
     name: str
 
+    @abstractmethod
     def forward(self, run: Pass) -> Tensor | None:
         """The weighted term, a scalar; None where it does not apply in this step."""
-        raise TypeError(f"{type(self).__name__} must define forward(run)")
 
 
 class L1(Penalty):

@@ -19,7 +19,8 @@ class LabelScores:
     Attributes:
         factor: the factor.
         values: its V values.
-        scores: name -> `[V, columns]`: `mean_difference`, `auroc`, `f1`; NaN for a value that no item or every item shows.
+        scores: name -> `[V, columns]`: `mean_difference`, `auroc`, `f1`;
+            NaN for a value that no item or every item shows.
         thresholds: `[V, columns]` where F1 is reached.
         n: labelled items.
         n_positive: `[V]` items that show each value.
@@ -83,8 +84,9 @@ def table_columns(table: CodeTable, keep: np.ndarray | None = None) -> Columns:
     return Columns.sort(np.asarray(pointers), items, values, keep)
 
 
-def score_columns(factor: str, values: list[str], columns: Columns, shows: np.ndarray, keep: np.ndarray,
-                  n_latents: int) -> LabelScores:
+def score_columns(
+    factor: str, values: list[str], columns: Columns, shows: np.ndarray, keep: np.ndarray, n_latents: int
+) -> LabelScores:
     """Every score for every value `shows` `[V, n_items]` over the items `keep`; see `label_scores`."""
     scores = {name: np.full((len(values), len(columns)), np.nan) for name in SCORES}
     thresholds = np.full((len(values), len(columns)), np.inf)
@@ -106,8 +108,8 @@ def best_latents(table: CodeTable, factor: str, *, by: str = "f1", n: int = 1) -
     Args:
         table: of the split to choose on (validation).
         factor: whose values are looked for.
-        by: the score that ranks: `f1`, `auroc` or `mean_difference` (times the direction's norm, so that latents compare);
-            ties go to the higher AUROC.
+        by: the score that ranks: `f1`, `auroc` or `mean_difference` (times the
+            direction's norm, so that latents compare); ties go to the higher AUROC.
         n: latents in each selection; more than one widens the rule to "any fires above its threshold".
 
     Returns:
@@ -121,7 +123,11 @@ def best_latents(table: CodeTable, factor: str, *, by: str = "f1", n: int = 1) -
         raise ValueError(f"a selection needs at least one latent, got n={n}")
     SCORES[by]  # an unknown name is better refused before the work
     found = label_scores(table, factor)
-    return {found.values[v]: choose(found, v, table, by, n) for v in range(len(found.values)) if not np.isnan(found.scores["f1"][v]).all()}
+    return {
+        found.values[v]: choose(found, v, table, by, n)
+        for v in range(len(found.values))
+        if not np.isnan(found.scores["f1"][v]).all()
+    }
 
 
 def choose(found: LabelScores, v: int, table: CodeTable, by: str = "f1", n: int = 1) -> Selection:
@@ -129,9 +135,15 @@ def choose(found: LabelScores, v: int, table: CodeTable, by: str = "f1", n: int 
     columns = rank(found, v, by, table.norm)[:n]
     sides = [found.side(c) for c in columns]
     return Selection(
-        factor=found.factor, value=found.values[v], latents=tuple(j for j, _ in sides), signs=tuple(s for _, s in sides),
-        weights=(1.0,) * len(columns), thresholds=tuple(float(found.thresholds[v, c]) for c in columns), score=by,
-        scores=tuple(float(found.scores[by][v, c]) for c in columns), sae=table.sae_fingerprint,
+        factor=found.factor,
+        value=found.values[v],
+        latents=tuple(j for j, _ in sides),
+        signs=tuple(s for _, s in sides),
+        weights=(1.0,) * len(columns),
+        thresholds=tuple(float(found.thresholds[v, c]) for c in columns),
+        score=by,
+        scores=tuple(float(found.scores[by][v, c]) for c in columns),
+        sae=table.sae_fingerprint,
         chosen_on=data_identity(table) | {"n": found.n, "n_positive": int(found.n_positive[v])},
     )
 
@@ -159,14 +171,21 @@ def measure(selection: Selection, table: CodeTable, *, draws: int = 1000, seed: 
     positive = table.shows(selection.factor)[table.factors[selection.factor].index(selection.value)][keep]
     n, n_positive = len(positive), int(positive.sum())
     if n_positive in (0, n):
-        raise ValueError(f"{selection.name} is shown by {n_positive} of {n} labelled items of {table.name}: nothing to tell apart")
+        raise ValueError(
+            f"{selection.name} is shown by {n_positive} of {n} labelled items of {table.name}: nothing to tell apart"
+        )
     fires, strength = selection.fires(table)[keep], selection.strength(table)[keep]
     hit = int((fires & positive).sum())
     low = strength.min()  # the core counts values above 0; a shift does not change ranks
     area = auroc(Columns.dense((strength - low)[:, None]), positive, n_positive, n - n_positive)[0]
     return Measured(
-        precision=hit / max(1, int(fires.sum())), recall=hit / n_positive, f1=2 * hit / (n_positive + int(fires.sum())),
-        auroc=float(area), f1_ci=_f1_interval(fires, positive, draws, seed), n=n, n_positive=n_positive,
+        precision=hit / max(1, int(fires.sum())),
+        recall=hit / n_positive,
+        f1=2 * hit / (n_positive + int(fires.sum())),
+        auroc=float(area),
+        f1_ci=_f1_interval(fires, positive, draws, seed),
+        n=n,
+        n_positive=n_positive,
         held_out=selection.chosen_on.get("fingerprint") != data_identity(table)["fingerprint"],
     )
 

@@ -33,7 +33,9 @@ class Columns:
     first_group: np.ndarray
 
     @classmethod
-    def sort(cls, pointers: np.ndarray, items: np.ndarray, values: np.ndarray, keep: np.ndarray | None = None) -> "Columns":
+    def sort(
+        cls, pointers: np.ndarray, items: np.ndarray, values: np.ndarray, keep: np.ndarray | None = None
+    ) -> "Columns":
         """Columns from compressed sparse columns; `keep` `[n_items]` (bool) leaves out items that are not labelled."""
         n = len(pointers) - 1
         owner = np.repeat(np.arange(n), np.diff(pointers))
@@ -47,7 +49,9 @@ class Columns:
         new[1:] = (np.diff(owner) != 0) | (np.diff(values) != 0)
         group = np.flatnonzero(new)
         edges = np.arange(n + 1)
-        return cls(items, values, np.searchsorted(owner, edges), group, owner[group], np.searchsorted(owner[group], edges))
+        return cls(
+            items, values, np.searchsorted(owner, edges), group, owner[group], np.searchsorted(owner[group], edges)
+        )
 
     @classmethod
     def dense(cls, values: np.ndarray) -> "Columns":
@@ -77,7 +81,7 @@ class Columns:
 
 
 Score = Callable[[Columns, np.ndarray, int, int], np.ndarray]
-"""`score(columns, positive [n_items] bool, P, N) -> [F]`, larger is better; P and N count positive and negative items."""
+"""`score(columns, positive [n_items] bool, P, N) -> [F]`, larger is better; P and N count the two sorts of items."""
 
 SCORES: Registry[Score] = Registry("label score")
 """Name -> score."""
@@ -120,6 +124,7 @@ def best_cut(columns: Columns, positive: np.ndarray, n_positive: int, n_negative
     everything". The threshold lies midway between the two values; of equal cuts the highest wins. A latent that never
     fires has F1 0 and threshold infinity.
     """
+    del n_negative  # F1 does not ask; the argument keeps all scores alike
     f1, threshold = np.zeros(len(columns)), np.full(len(columns), np.inf)
     if not len(columns.group):
         return f1, threshold

@@ -5,6 +5,15 @@ from visae.show.overlay import colour, overlay
 from visae.show.report import Concept, ReportInputs, build_report
 
 __all__ = [
-    "Concept", "ReportInputs", "build_report", "colour", "density_figure", "grid_figure", "heat_figure", "label_figure", "latent_figure",
-    "overlay", "strongest_figure",
+    "Concept",
+    "ReportInputs",
+    "build_report",
+    "colour",
+    "density_figure",
+    "grid_figure",
+    "heat_figure",
+    "label_figure",
+    "latent_figure",
+    "overlay",
+    "strongest_figure",
 ]

@@ -25,7 +25,7 @@ class Galleries:
         data: whose images are shown.
         n_images: images per latent and sign.
         max_bytes: room for thumbnails and grids together, in characters of the page.
-        thumbs: of the page: source, size, the rectangle of the token grid as shares of the picture, name, labels.
+        thumbs: of the page: source, size, rectangles of the token grid and of what the model saw, name, labels.
         shown: latent -> galleries, one per sign.
         used: characters spent.
         skipped: latents that found no room.
@@ -71,9 +71,19 @@ class Galleries:
             sample = self.data[item]
             labels = [f"{factor}: {', '.join(values)}" for factor, values in sample.labels.items() if values]
             source, size = encode(sample.image)
-            box = token_box(self.table, (sample.image.height, sample.image.width))
+            box, seen = token_boxes(self.table, (sample.image.height, sample.image.width))
             self._place[item] = len(self.thumbs)
-            self.thumbs.append({"src": source, "w": size[0], "h": size[1], "box": box, "key": sample.key, "labels": labels})
+            self.thumbs.append(
+                {
+                    "src": source,
+                    "w": size[0],
+                    "h": size[1],
+                    "box": box,
+                    "seen": seen,
+                    "key": sample.key,
+                    "labels": labels,
+                }
+            )
             self.used += len(source) + len(sample.key) + sum(map(len, labels)) + 96
         return self._place[item]
 
@@ -87,10 +97,19 @@ def encode(image: Image.Image) -> tuple[str, tuple[int, int]]:
     return base64.b64encode(buffer.getvalue()).decode(), small.size
 
 
-def token_box(table: CodeTable, image_hw: tuple[int, int]) -> list[float]:
-    """Where the token grid lies on a picture: left, top, right, bottom as shares of its width and height."""
-    if table.geometry is None:
-        return [0.0, 0.0, 1.0, 1.0]
-    rows, columns = table.geometry.edges(image_hw)
-    height, width = image_hw
-    return [round(float(x), 5) for x in (columns[0] / width, rows[0] / height, columns[-1] / width, rows[-1] / height)]
+def token_boxes(table: CodeTable, image_hw: tuple[int, int]) -> tuple[list[float], list[float]]:
+    """Two rectangles of a picture: its grid of equal tokens, and the part that the model saw.
+
+    Each is left, top, right, bottom as shares of width and height; the outermost tokens may be stretched or cut to
+    what the model saw.
+    """
+    geometry = table.geometry
+    if geometry is None:
+        return [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]
+    placement = geometry.framing.place(image_hw)
+    first = np.array(geometry.offset)
+    corners = placement.to_image(np.stack([first, first + np.array(geometry.stride) * geometry.grid])) / image_hw
+    rows, columns = geometry.edges(image_hw)
+    seen = np.array([[rows[0], columns[0]], [rows[-1], columns[-1]]]) / image_hw
+    grid, known = ([round(float(x), 5) for x in (*box[0, ::-1], *box[1, ::-1])] for box in (corners, seen))
+    return grid, known

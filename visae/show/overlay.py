@@ -34,8 +34,15 @@ def colour(heat: np.ndarray, vmax: float | None = None) -> np.ndarray:
     return np.concatenate([rgb, (255 * strength**0.7).round().astype(np.uint8)[..., None]], -1)
 
 
-def overlay(image: Image.Image, heat: np.ndarray, *, vmax: float | None = None, opacity: float = 0.85, fade: float = 0.5,
-            seen: np.ndarray | None = None) -> Image.Image:
+def overlay(
+    image: Image.Image,
+    heat: np.ndarray,
+    *,
+    vmax: float | None = None,
+    opacity: float = 0.75,
+    fade: float = 0.5,
+    seen: np.ndarray | None = None,
+) -> Image.Image:
     """A picture with a heat map over it.
 
     Args:
@@ -50,7 +57,10 @@ def overlay(image: Image.Image, heat: np.ndarray, *, vmax: float | None = None, 
         ValueError: if the sizes differ.
     """
     if heat.shape != (image.height, image.width):
-        raise ValueError(f"the heat map is {heat.shape}, the picture {(image.height, image.width)}: bring it to pixels with Geometry.to_image")
+        raise ValueError(
+            f"the heat map is {heat.shape}, the picture {(image.height, image.width)}: "
+            "bring it to pixels with Geometry.to_image"
+        )
     base = np.asarray(image.convert("RGB"), np.float32)
     grey = np.asarray(image.convert("L"), np.float32)[..., None]
     base = base * (1 - fade) + grey * fade

@@ -18,7 +18,7 @@ from visae.evaluate import core
 from visae.evaluate.localise_concepts import METHODS, ConceptLocalisation
 from visae.select import Measured, Selection
 from visae.show.gallery import Galleries
-from visae.show.latents import best_labels, latent_rows
+from visae.show.latents import LatentLabel, best_labels, latent_rows
 from visae.show.overlay import lookup
 
 ASSETS = Path(__file__).parent / "assets"
@@ -27,12 +27,15 @@ MAX_BYTES = 16_000_000
 """Room for pictures and heat; tables of very wide dictionaries come on top (about 300 bytes per latent)."""
 
 DEFINITIONS = {
-    **{name: text.replace("`", "") for name, text in re.findall(r"^\| `(\w+)` \| (.+) \|$", core.__doc__ or "", re.MULTILINE)},
+    **{
+        name: text.replace("`", "")
+        for name, text in re.findall(r"^\| `(\w+)` \| (.+) \|$", core.__doc__ or "", re.MULTILINE)
+    },
     "alive": "Share of latents that fire on at least one of these tokens.",
     "n": "Tokens that the numbers of this row are of.",
     "pointing": "Share of images where the largest heat lies inside the object; chance is the object's area.",
 }
-"""What the words of the page mean, shown on hover: the table in `evaluate.core`, so that there is one definition of each."""
+"""What the words of the page mean, shown on hover: the table in `evaluate.core`, one definition of each."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def build_report(run: ReportInputs, out: str | Path, *, n_images: int = 12, max_
     """Writes the page.
 
     All latents that fire are in its table. Galleries are made for latents in this order until `max_bytes` are used:
-    those of the concepts, then by F1 of the best label, then by density from high to low. Thumbnails are stored once.
+    those of the concepts, then by lift of the best label, then by density from high to low. Thumbnails are stored once.
 
     Args:
         run: what to tell.
@@ -96,23 +99,15 @@ def build_report(run: ReportInputs, out: str | Path, *, n_images: int = 12, max_
         ValueError: if table and data are not of the same images.
     """
     if len(run.data) != run.table.n_items:
-        raise ValueError(f"the table is of {run.table.n_items} items, the data set {run.data.name} has {len(run.data)}: they must be the same images")
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+        raise ValueError(
+            f"the table is of {run.table.n_items} items, the data set {run.data.name} has {len(run.data)}: "
+            "they must be the same images"
+        )
     chosen_on, measured_on = (run.table, None) if run.chosen_on is None else (run.chosen_on, run.table)
     labels = best_labels(chosen_on, measured_on)
     galleries = Galleries(run.table, run.data, n_images, max_bytes)
     galleries.fill(gallery_order(run, labels))
-    environment = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = number
-    page = environment.get_template("report.html.j2").render(
-        run=run, table=run.table, version=__version__, facts=facts(run), metrics=metric_table(run.metrics),
-        definitions={**DEFINITIONS, **run.definitions}, methods=METHODS, concepts=run.concepts,
-        summary=concept_summary(run.concepts), density=density_bars(run.table.density), galleries=galleries,
-        chosen_on=chosen_on.name, held_out=run.chosen_on is not None, card=json.dumps(run.card, indent=2, default=str),
-        style=(ASSETS / "report.css").read_text(encoding="utf-8"), script=(ASSETS / "report.js").read_text(encoding="utf-8"),
-        data=page_data(run, labels, galleries),
-    )
+    page = render(run, labels, galleries)
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -121,19 +116,56 @@ def build_report(run: ReportInputs, out: str | Path, *, n_images: int = 12, max_
     return path
 
 
-def gallery_order(run: ReportInputs, labels: Mapping[int, Any]) -> list[int]:
+def render(run: ReportInputs, labels: Mapping[int, list[LatentLabel]], galleries: Galleries) -> str:
+    """The page's text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        table=run.table,
+        version=__version__,
+        facts=facts(run),
+        metrics=metric_table(run.metrics),
+        definitions={**DEFINITIONS, **run.definitions},
+        methods=METHODS,
+        concepts=run.concepts,
+        summary=concept_summary(run.concepts),
+        density=density_bars(run.table.density),
+        galleries=galleries,
+        chosen_on=(run.chosen_on or run.table).name,
+        held_out=run.chosen_on is not None,
+        card=json.dumps(run.card, indent=2, default=str),
+        style=(ASSETS / "report.css").read_text(encoding="utf-8"),
+        script=(ASSETS / "report.js").read_text(encoding="utf-8"),
+        data=page_data(run, labels, galleries),
+    )
+
+
+def gallery_order(run: ReportInputs, labels: Mapping[int, list[LatentLabel]]) -> list[int]:
     """Latents in the order in which they get a gallery."""
     density = run.table.density
     first = list(dict.fromkeys(j for c in run.concepts for j in c.selection.latents if density[j] > 0))
-    others = sorted((int(j) for j in run.table.alive), key=lambda j: (-(labels[j][0].f1 if j in labels else 0), -density[j]))
+    others = sorted(
+        (int(j) for j in run.table.alive), key=lambda j: (-(labels[j][0].lift if j in labels else 0), -density[j])
+    )
     return list(dict.fromkeys([*first, *others]))
 
 
-def page_data(run: ReportInputs, labels: Mapping[int, Any], galleries: Galleries) -> str:
+def page_data(run: ReportInputs, labels: Mapping[int, list[LatentLabel]], galleries: Galleries) -> str:
     """The JSON that the page's script reads, safe inside a script element."""
     grid = list(run.table.geometry.grid) if run.table.geometry else None
     data = {
-        "grid": grid, "latents": latent_rows(run.table, dict(labels)), "thumbs": galleries.thumbs,
+        "grid": grid,
+        "latents": latent_rows(run.table, dict(labels)),
+        "thumbs": galleries.thumbs,
         "galleries": {str(j): shown for j, shown in galleries.shown.items()},
         "colours": {str(sign): base64.b64encode(lookup(sign).tobytes()).decode() for sign in (1, -1)},
         "concepts": sorted({j for c in run.concepts for j in c.selection.latents}),
@@ -150,11 +182,27 @@ def facts(run: ReportInputs) -> list[tuple[str, str]]:
     wanted = ("tokens", "samples", "steps", "batch", "lr", "seed")
     told = ", ".join(f"{k} {number(training[k])}" for k in wanted if training.get(k) is not None)
     rows = [
-        ("Model", " ".join(filter(None, [model.get("id", ""), f"({model['revision']})" if model.get("revision") else ""]))),
-        ("Site", f"{site.get('name', '')} {('(' + site['path'] + ', ' + site.get('kind', '') + ')') if site.get('path') else ''}".strip()),
-        ("Tokens", " + ".join(policy.get("kinds", [])) + (f", {policy['per_image']} per image" if policy.get("per_image") else "")),
+        (
+            "Model",
+            " ".join(filter(None, [model.get("id", ""), f"({model['revision']})" if model.get("revision") else ""])),
+        ),
+        (
+            "Site",
+            " ".join(
+                filter(None, [site.get("name"), f"({site['path']}, {site.get('kind')})" if site.get("path") else ""])
+            ),
+        ),
+        (
+            "Tokens",
+            " + ".join(policy.get("kinds", []))
+            + (f", {policy['per_image']} per image" if policy.get("per_image") else ""),
+        ),
         ("Trained on", data.get("name", "")),
-        ("Dictionary", f"{card.get('kind', '')}, {card.get('d', '?')} → {table.n_latents:,} latents{', ' + options if options else ''}"),
+        (
+            "Dictionary",
+            f"{card.get('kind', '')}, {card.get('d', '?')} → {table.n_latents:,} latents"
+            f"{', ' + options if options else ''}",
+        ),
         ("Training", told),
         ("This page shows", f"{table.name}: {table.n_items:,} images, {table.n_rows:,} tokens"),
         ("visae", str(card.get("version", __version__))),
@@ -177,8 +225,16 @@ def concept_summary(concepts: Sequence[Concept]) -> list[dict[str, Any]]:
         pointing = {m: float(np.mean([x.methods[m].pointing for x in located])) for m in METHODS} if located else None
         chance = float(np.mean([x.methods["latent"].chance for x in located])) if located else None
         reached = sum(c.measured.f1 >= 0.9 for c in mine)
-        out.append({"factor": factor, "n": len(mine), "reached": reached, "f1": float(np.mean([c.measured.f1 for c in mine])),
-                    "pointing": pointing, "chance": chance})
+        out.append(
+            {
+                "factor": factor,
+                "n": len(mine),
+                "reached": reached,
+                "f1": float(np.mean([c.measured.f1 for c in mine])),
+                "pointing": pointing,
+                "chance": chance,
+            }
+        )
     return out
 
 
@@ -191,13 +247,26 @@ def density_bars(density: np.ndarray, width: float = 640, height: float = 170, b
     counts, edges = np.histogram(logs, bins=bins, range=(low, high))
     step = width / bins
     bars = [
-        {"x": i * step + 0.75, "y": height * (1 - c / max(1, counts.max())), "w": step - 1.5, "h": height * c / max(1, counts.max()),
-         "text": f"{c} latents with density {10**a:.2g} to {10**b:.2g}"}
+        {
+            "x": i * step + 0.75,
+            "y": height * (1 - c / max(1, counts.max())),
+            "w": step - 1.5,
+            "h": height * c / max(1, counts.max()),
+            "text": f"{c} latents with density {10**a:.2g} to {10**b:.2g}",
+        }
         for i, (c, a, b) in enumerate(zip(counts.tolist(), edges, edges[1:], strict=False))
     ]
     ticks = [{"x": (e - low) / (high - low) * width, "text": f"{10.0**e:g}"} for e in range(low, high + 1)]
-    return {"bars": bars, "ticks": ticks, "width": width, "height": height, "top": int(counts.max()), "alive": len(alive),
-            "dead": int(len(density) - len(alive)), "dense": int((density > 0.1).sum())}
+    return {
+        "bars": bars,
+        "ticks": ticks,
+        "width": width,
+        "height": height,
+        "top": int(counts.max()),
+        "alive": len(alive),
+        "dead": int(len(density) - len(alive)),
+        "dense": int((density > 0.1).sum()),
+    }
 
 
 def number(value: Any) -> str:
@@ -209,7 +278,8 @@ def number(value: Any) -> str:
     if isinstance(value, int | np.integer):
         return f"{int(value):,}"
     if isinstance(value, float | np.floating):
-        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.3g}" if abs(value) < 1e-3 and value else f"{value:.4g}"
+        size = abs(float(value))
+        return f"{value:,.0f}" if size >= 10_000 else f"{value:.3g}" if 0 < size < 1e-3 else f"{value:.4g}"
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {number(v)}" for k, v in value.items())
     return " to ".join(number(v) for v in value) if isinstance(value, Sequence) else str(value)

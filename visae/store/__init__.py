@@ -32,31 +32,65 @@ class ActivationSource(Protocol):
     d: int
     n_items: int
 
-    def loader(self, batch: int, *, seed: int = 0, passes: int | None = None, pin: bool = False) -> Loader: ...
+    def loader(self, batch: int, *, seed: int = 0, passes: int | None = None, pin: bool = False) -> Loader:
+        """Shuffled `[b, d]` tensors."""
+        ...
 
-    def chunks(self, rows: int = 65536) -> Iterator[Chunk]: ...
-
-    @property
-    def factors(self) -> FactorTable: ...
-
-    @property
-    def has_regions(self) -> bool: ...
+    def chunks(self, rows: int = 65536) -> Iterator[Chunk]:
+        """Every row once, in order, whole items together."""
+        ...
 
     @property
-    def notes(self) -> list[Note]: ...
+    def factors(self) -> FactorTable:
+        """Factor -> values, in the data set's order."""
+        ...
 
     @property
-    def stored(self) -> np.ndarray: ...
+    def has_regions(self) -> bool:
+        """Whether rows know the region under them."""
+        ...
 
     @property
-    def keys(self) -> list[str]: ...
+    def notes(self) -> list[Note]:
+        """What is known of every sample, by place."""
+        ...
 
     @property
-    def item_labels(self) -> list[Labels]: ...
+    def stored(self) -> np.ndarray:
+        """Samples that have rows: `[n_items]` bool."""
+        ...
 
     @property
-    def region_labels(self) -> list[tuple[dict[str, str], ...]]: ...
+    def keys(self) -> list[str]:
+        """Name of every sample, by place."""
+        ...
+
+    @property
+    def item_labels(self) -> list[Labels]:
+        """Factor -> values present, of every sample by place."""
+        ...
+
+    @property
+    def region_labels(self) -> list[tuple[dict[str, str], ...]]:
+        """Labels of every sample's regions by place; entry j - 1 belongs to region j."""
+        ...
 
 
-__all__ = ["ActivationSource", "Chunk", "DamagedShard", "DiskFull", "Estimate", "Loader", "Note", "Overflow", "Skipped",
-           "Store", "StoreError", "StoreMeta", "Stream", "estimate", "extract", "open_store"]
+__all__ = [
+    "ActivationSource",
+    "Chunk",
+    "DamagedShard",
+    "DiskFull",
+    "Estimate",
+    "Loader",
+    "Note",
+    "Overflow",
+    "Skipped",
+    "Store",
+    "StoreError",
+    "StoreMeta",
+    "Stream",
+    "estimate",
+    "extract",
+    "open_store",
+]

@@ -46,13 +46,23 @@ class Note:
         """The note about a sample."""
         boxes = None if sample.boxes is None else np.asarray(sample.boxes, dtype=np.float64).round(2).tolist()
         width, height = sample.image.size
-        return cls(sample.key, (height, width), dict(sample.labels), tuple(sample.region_labels), tuple(sample.captions),
-                   boxes, sample.group)
+        return cls(
+            sample.key,
+            (height, width),
+            dict(sample.labels),
+            tuple(sample.region_labels),
+            tuple(sample.captions),
+            boxes,
+            sample.group,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; what is empty is left out."""
-        told = {"key": self.key, "hw": list(self.hw), **{k: v for k, v in vars(self).items() if v and k not in ("key", "hw")}}
-        return told
+        return {
+            "key": self.key,
+            "hw": list(self.hw),
+            **{k: v for k, v in vars(self).items() if v and k not in ("key", "hw")},
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Note":
@@ -123,7 +133,9 @@ class Reader:
         except UnreadableImage as error:
             return Skipped(item, error.key, error.reason)
         places = self._policy.select(self._site.token_kinds, np.array([item]))[0]
-        return Loaded(item, self._model.preprocess([sample.image])[0], Note.of(sample), places, self._under(sample, places))
+        return Loaded(
+            item, self._model.preprocess([sample.image])[0], Note.of(sample), places, self._under(sample, places)
+        )
 
     def _under(self, sample: Sample, places: np.ndarray) -> np.ndarray | None:
         """Region under each kept token; 0 for tokens without a place in the image."""
@@ -157,7 +169,9 @@ def collate(loaded: Sequence[Loaded | Skipped]) -> Batch:
     good = [one for one in loaded if isinstance(one, Loaded)]
     regions = None
     if any(one.regions is not None for one in good):
-        regions = np.stack([np.zeros(len(one.places), np.int64) if one.regions is None else one.regions for one in good])
+        regions = np.stack(
+            [np.zeros(len(one.places), np.int64) if one.regions is None else one.regions for one in good]
+        )
     return Batch(
         pixels=torch.stack([one.pixels for one in good]) if good else torch.empty(0),
         items=np.array([one.item for one in good], dtype=np.int64),
@@ -171,5 +185,3 @@ def collate(loaded: Sequence[Loaded | Skipped]) -> Batch:
 def split_into(items: Sequence[int], batch: int) -> Iterator[Sequence[int]]:
     """Consecutive parts of at most `batch` items."""
     return (items[start : start + batch] for start in range(0, len(items), batch))
-
-

@@ -8,7 +8,8 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from visae.data.sample import Sample
+from visae.data.sample import FactorTable, Sample
 from visae.model import AdaptedModel, load_model
 from visae.sites import Site
 from visae.store.batches import Batch, Note, Reader, split_into
@@ -32,8 +33,16 @@ from visae.tokens import TokenPolicy
 _IMAGES_PER_WRITE = 32
 
 
-def bench_store(rows: int = 1_000_000, d: int = 768, folder: str | Path | None = None, *, tokens: int = 196,
-                batch: int = 4096, repeats: int = 5, progress: bool = False) -> dict[str, Any]:
+def bench_store(
+    rows: int = 1_000_000,
+    d: int = 768,
+    folder: str | Path | None = None,
+    *,
+    tokens: int = 196,
+    batch: int = 4096,
+    repeats: int = 5,
+    progress: bool = False,
+) -> dict[str, Any]:
     """Writing and shuffled reading, in MB/s, against one plain `np.memmap` of the same float16 rows.
 
     *Writing*: the floor assigns the same batches to a memory map and flushes it; visae writes its shards with
@@ -58,23 +67,29 @@ def bench_store(rows: int = 1_000_000, d: int = 768, folder: str | Path | None =
         floor) and `read_ratio_runs` (over the `runs` floor).
     """
     meta = _made_up_meta(-(-rows // tokens), tokens, d)
-    pool = np.random.default_rng(0).standard_normal((8, _IMAGES_PER_WRITE, tokens, d), dtype=np.float32).astype(np.float16)
+    pool = (
+        np.random.default_rng(0).standard_normal((8, _IMAGES_PER_WRITE, tokens, d), dtype=np.float32).astype(np.float16)
+    )
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(dir=folder, prefix="visae-bench-") as made:
         plain, store = Path(made) / "plain", Path(made) / "store"
         for turn in tqdm(range(repeats), desc="bench store", disable=not progress):
             plain.unlink(missing_ok=True)
             shutil.rmtree(store, ignore_errors=True)
-            _take_turns(seconds, turn, {"write_floor": lambda: _write_plain(plain, meta, pool),
-                                        "write": lambda: _write_store(store, meta, pool)})
+            write = {
+                "write_floor": partial(_write_plain, plain, meta, pool),
+                "write": partial(_write_store, store, meta, pool),
+            }
+            _take_turns(seconds, turn, write)
             flat = np.memmap(plain, np.float16, "r", shape=(meta.n_items * tokens, d))
             opened = Store(store)
-            _take_turns(seconds, turn, {
-                "read_floor_rows": lambda flat=flat: _drain(_read_rows(flat, batch)),
-                "read_first": lambda opened=opened: _drain(opened.loader(batch, passes=1)),
-                "read_floor_runs": lambda flat=flat: _drain(_read_runs(flat, batch)),
-            })
-            _time(seconds, "read_later", lambda opened=opened: _drain(opened.loader(batch, seed=1, passes=1)))
+            read = {
+                "read_floor_rows": partial(_drain, _read_rows(flat, batch)),
+                "read_first": partial(_drain, _read_store(opened, batch, seed=0)),
+                "read_floor_runs": partial(_drain, _read_runs(flat, batch)),
+            }
+            _take_turns(seconds, turn, read)
+            _take_turns(seconds, turn, {"read_later": partial(_drain, _read_store(opened, batch, seed=1))})
     n_bytes = meta.n_items * meta.bytes_per_item
     speed = {f"{name}_mb_s": round(n_bytes / statistics.median(times) / 1e6, 1) for name, times in seconds.items()}
     ratios = {
@@ -83,13 +98,31 @@ def bench_store(rows: int = 1_000_000, d: int = 768, folder: str | Path | None =
         "read_ratio_runs": _ratio(seconds, "read_floor_runs", "read_first"),
         "read_ratio_later": _ratio(seconds, "read_floor_rows", "read_later"),
     }
-    return {"bench": "store", "rows": meta.n_items * tokens, "d": d, "dtype": "float16", "bytes": n_bytes, "batch": batch,
-            "repeats": repeats, "cpus": os.cpu_count(), **speed, **ratios}
+    return {
+        "bench": "store",
+        "rows": meta.n_items * tokens,
+        "d": d,
+        "dtype": "float16",
+        "bytes": n_bytes,
+        "batch": batch,
+        "repeats": repeats,
+        "cpus": os.cpu_count(),
+        **speed,
+        **ratios,
+    }
 
 
-def bench_extract(model: str | AdaptedModel = "timm:vit_base_patch16_224", site: str | None = None,
-                  folder: str | Path | None = None, *, images: int = 64, batch: int = 8, repeats: int = 5,
-                  device: str = "cpu", progress: bool = False) -> dict[str, Any]:
+def bench_extract(
+    model: str | AdaptedModel = "timm:vit_base_patch16_224",
+    site: str | None = None,
+    folder: str | Path | None = None,
+    *,
+    images: int = 64,
+    batch: int = 8,
+    repeats: int = 5,
+    device: str = "cpu",
+    progress: bool = False,
+) -> dict[str, Any]:
     """Images per second of an extraction against the bare forward pass of the same model over the same batches.
 
     Both loops draw the same images through the same reading and preprocessing threads; the floor calls
@@ -119,17 +152,28 @@ def bench_extract(model: str | AdaptedModel = "timm:vit_base_patch16_224", site:
     with tempfile.TemporaryDirectory(dir=folder, prefix="visae-bench-") as made:
         _bare(adapted, reader, min(images, 2 * batch), batch)
         for turn in tqdm(range(repeats), desc="bench extract", disable=not progress):
-            _time(seconds, "forward", lambda: _bare(adapted, reader, images, batch))
             out = Path(made) / str(turn)
-            _time(seconds, "extract", lambda out=out: _extract(adapted, place, meta, reader, out, batch))
+            jobs = {
+                "forward": partial(_bare, adapted, reader, images, batch),
+                "extract": partial(_extract, adapted, place, meta, reader, out, batch),
+            }
+            _take_turns(seconds, turn, jobs)
             shutil.rmtree(out)
         syncs = _count_syncs(adapted, place, reader, images, batch) if adapted.device.type == "cuda" else None
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     return {
-        "bench": "extract", "model": adapted.id, "site": place.name, "device": str(adapted.device), "images": images,
-        "batch": batch, "repeats": repeats, "threads": torch.get_num_threads(),
-        "forward_img_s": round(images / medians["forward"], 2), "extract_img_s": round(images / medians["extract"], 2),
-        "overhead": round(medians["extract"] / medians["forward"] - 1, 4), "device_syncs": syncs,
+        "bench": "extract",
+        "model": adapted.id,
+        "site": place.name,
+        "device": str(adapted.device),
+        "images": images,
+        "batch": batch,
+        "repeats": repeats,
+        "threads": torch.get_num_threads(),
+        "forward_img_s": round(images / medians["forward"], 2),
+        "extract_img_s": round(images / medians["extract"], 2),
+        "overhead": round(medians["extract"] / medians["forward"] - 1, 4),
+        "device_syncs": syncs,
     }
 
 
@@ -137,10 +181,10 @@ class _Noise:
     """Images of seeded noise: every one has to be drawn and preprocessed, none is read from the disk."""
 
     name, fingerprint = "noise", "noise"
-    factors: dict[str, list[str]] = {}
 
     def __init__(self, n: int):
         self._n = n
+        self.factors: FactorTable = {}
 
     def __len__(self) -> int:
         return self._n
@@ -156,14 +200,14 @@ def _made_up_meta(n_items: int, tokens: int, d: int) -> StoreMeta:
     return StoreMeta("bench", "0", site, TokenPolicy(), {}, None, "bench", "0", "float16", n_items, tokens, {})
 
 
-def _batches(meta: StoreMeta, pool: np.ndarray, span: range) -> Iterator[tuple[range, np.ndarray]]:
+def _batches(pool: np.ndarray, span: range) -> Iterator[tuple[range, np.ndarray]]:
     for at, items in enumerate(split_into(span, pool.shape[1])):
         yield items, pool[at % len(pool), : len(items)]  # type: ignore[misc]
 
 
 def _write_plain(path: Path, meta: StoreMeta, pool: np.ndarray) -> None:
     flat = np.memmap(path, np.float16, "w+", shape=(meta.n_items, meta.tokens_per_item, meta.d))
-    for items, rows in _batches(meta, pool, range(meta.n_items)):
+    for items, rows in _batches(pool, range(meta.n_items)):
         flat[items.start : items.stop] = rows
     flat.flush()
 
@@ -175,7 +219,7 @@ def _write_store(folder: Path, meta: StoreMeta, pool: np.ndarray) -> None:
     with writing(folder, index) as filler:
         for number in range(index.n_shards):
             span = index.span(number)
-            for items, rows in _batches(meta, pool, span):
+            for items, rows in _batches(pool, span):
                 notes = tuple(Note(f"bench/{item:06d}", (224, 224), {}) for item in items)
                 places = np.broadcast_to(place, rows.shape[:2])
                 batch = Batch(torch.empty(0), np.asarray(items), places, None, notes, ())
@@ -197,26 +241,26 @@ def _read_runs(flat: np.ndarray, batch: int, run: int = 16384) -> Iterator[torch
             yield torch.from_numpy(rows[order[at : at + batch]])
 
 
+def _read_store(store: Store, batch: int, seed: int) -> Iterator[torch.Tensor]:
+    yield from store.loader(batch, seed=seed, passes=1)
+
+
 def _drain(batches: Iterator[torch.Tensor]) -> None:
     """Serves everything; one value of each batch is touched, as any consumer would."""
     for rows in batches:
         rows[-1, -1].item()
 
 
-def _take_turns(seconds: dict[str, list[float]], turn: int, jobs: dict[str, Callable[[], object]]) -> None:
+def _take_turns(seconds: dict[str, list[float]], turn: int, jobs: Mapping[str, Callable[[], object]]) -> None:
     """Times every job, in another order each turn, each after what was written before has reached the disk."""
     names = list(jobs)
     shift = turn % len(names)
     for name in names[shift:] + names[:shift]:
         if hasattr(os, "sync"):
             os.sync()
-        _time(seconds, name, jobs[name])
-
-
-def _time(seconds: dict[str, list[float]], name: str, job: Callable[[], object]) -> None:
-    started = time.perf_counter()
-    job()
-    seconds.setdefault(name, []).append(time.perf_counter() - started)
+        started = time.perf_counter()
+        jobs[name]()
+        seconds.setdefault(name, []).append(time.perf_counter() - started)
 
 
 def _ratio(seconds: dict[str, list[float]], floor: str, ours: str) -> float:

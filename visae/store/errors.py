@@ -55,8 +55,8 @@ def disk_full(error: OSError, path: Path, needed: int) -> DiskFull:
     """
     return DiskFull(
         error.errno,
-        f"no room left for {path.name}: about {human(needed)} more are needed, {human(free_bytes(path.parent))} are free "
-        f"in {path.parent} ({error.strerror}). The unfinished file was removed; what index.json lists is whole. Free some "
-        "space and run the same command again to go on from there, keep fewer tokens (per_image in the token policy), "
-        "or stream instead of storing",
+        f"no room left for {path.name}: about {human(needed)} more are needed, {human(free_bytes(path.parent))} are "
+        f"free in {path.parent} ({error.strerror}). The unfinished file was removed; what index.json lists is whole. "
+        "Free some space and run the same command again to go on from there, keep fewer tokens (per_image in the "
+        "token policy), or stream instead of storing",
     )

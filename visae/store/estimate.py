@@ -52,8 +52,10 @@ class Estimate:
     dtype: str
 
     def __str__(self) -> str:
-        text = (f"{self.rows:,} rows ({self.n_items:,} images x {self.tokens_per_item} tokens) of {self.d} {self.dtype} "
-                f"values: {human(self.bytes)} on disk")
+        text = (
+            f"{self.rows:,} rows ({self.n_items:,} images x {self.tokens_per_item} tokens) of {self.d} {self.dtype} "
+            f"values: {human(self.bytes)} on disk"
+        )
         if self.free is not None:
             text += f", {human(self.free)} free"
         return text if self.seconds is None else f"{text}; about {duration(self.seconds)}"
@@ -76,7 +78,9 @@ def shard_shape(meta: StoreMeta, shard_bytes: int = SHARD_BYTES) -> tuple[int, i
 def store_bytes(meta: StoreMeta, shard_items: int, block_items: int, sampled: list[Loaded], n_items: int) -> int:
     """Bytes of a store of `n_items` samples whose notes are like those of the sampled ones."""
     t = meta.tokens_per_item
-    notes = [len(json.dumps(one.note.to_dict(), ensure_ascii=False, separators=(",", ":")).encode()) + 1 for one in sampled]
+    notes = [
+        len(json.dumps(one.note.to_dict(), ensure_ascii=False, separators=(",", ":")).encode()) + 1 for one in sampled
+    ]
     regions = t if any(one.regions is not None for one in sampled) else 0
     beside = float(np.mean(notes or [0])) + 8 + t * place_dtype(meta.site.n_tokens).itemsize + regions
     shards = -(-n_items // shard_items)
@@ -88,8 +92,15 @@ def store_bytes(meta: StoreMeta, shard_items: int, block_items: int, sampled: li
 def shard_metadata(meta: StoreMeta) -> dict[str, str]:
     """Text kept in every shard's header."""
     grid = f"{meta.site.grid[0]}x{meta.site.grid[1]}" if meta.site.grid else "none"
-    return {"format": "visae", "schema": "1", "hash": meta.content_hash, "model": meta.model, "site": meta.site.name,
-            "grid": grid, "dtype": meta.dtype}
+    return {
+        "format": "visae",
+        "schema": "1",
+        "hash": meta.content_hash,
+        "model": meta.model,
+        "site": meta.site.name,
+        "grid": grid,
+        "dtype": meta.dtype,
+    }
 
 
 def sample_items(reader: Reader, n_items: int, wanted: int = _SAMPLED) -> list[Loaded]:
@@ -98,9 +109,18 @@ def sample_items(reader: Reader, n_items: int, wanted: int = _SAMPLED) -> list[L
     return [one for one in (reader.load(int(item)) for item in places) if isinstance(one, Loaded)]
 
 
-def estimate(model: AdaptedModel, site: str | Site, data: ImageData, out: str | Path | None = None, *,
-             policy: TokenPolicy | None = None, dtype: str | torch.dtype = "float16", batch: int = 32,
-             shard_bytes: int = SHARD_BYTES, timed: bool = True) -> Estimate:
+def estimate(
+    model: AdaptedModel,
+    site: str | Site,
+    data: ImageData,
+    out: str | Path | None = None,
+    *,
+    policy: TokenPolicy | None = None,
+    dtype: str | torch.dtype = "float16",
+    batch: int = 32,
+    shard_bytes: int = SHARD_BYTES,
+    timed: bool = True,
+) -> Estimate:
     """Rows, bytes and seconds of an extraction.
 
     Args:
@@ -129,8 +149,16 @@ def estimate(model: AdaptedModel, site: str | Site, data: ImageData, out: str | 
     if timed:
         seconds = len(data) * (reading + _forward_seconds(model, place, meta.dtype, sampled, min(batch, len(data))))
     n_bytes = store_bytes(meta, *shard_shape(meta, shard_bytes), sampled, len(data))
-    return Estimate(len(data) * meta.tokens_per_item, n_bytes, seconds, free_bytes(Path(out)) if out else None,
-                    len(data), meta.tokens_per_item, meta.d, meta.dtype)
+    return Estimate(
+        len(data) * meta.tokens_per_item,
+        n_bytes,
+        seconds,
+        free_bytes(Path(out)) if out else None,
+        len(data),
+        meta.tokens_per_item,
+        meta.d,
+        meta.dtype,
+    )
 
 
 def _forward_seconds(model: AdaptedModel, site: Site, dtype: str, sampled: list[Loaded], batch: int) -> float:
@@ -156,7 +184,7 @@ def require_room(folder: Path, needed: int, meta: StoreMeta) -> None:
         return
     keep = max(1, int(meta.tokens_per_item * free / (needed * ROOM)))
     raise DiskFull(
-        f"the rows need {human(needed * ROOM)} (5 % spare included) but {folder} has {human(free)} free. Free some space; keep "
-        f"fewer tokens per image (TokenPolicy(per_image={keep}) would fit); take fewer images; or train from a Stream, "
-        "which stores nothing"
+        f"the rows need {human(needed * ROOM)} (5 % spare included) but {folder} has {human(free)} free. "
+        f"Free some space; keep fewer tokens per image (TokenPolicy(per_image={keep}) would fit); take fewer images; "
+        "or train from a Stream, which stores nothing"
     )

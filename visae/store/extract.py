@@ -27,16 +27,27 @@ from visae.store.estimate import (
 from visae.store.forward import Forward, Pending, forward_pass
 from visae.store.index import INDEX, Index, Skipped, locked
 from visae.store.meta import StoreMeta
-from visae.store.shard import Shard, ShardWriter
+from visae.store.shard import Shard
 from visae.store.store import Store
+from visae.store.writer import ShardWriter
 from visae.tokens import TokenPolicy
 
 _AHEAD = 4
 
 
-def extract(model: AdaptedModel, site: str | Site, data: ImageData, out: str | Path, *, policy: TokenPolicy | None = None,
-            dtype: str | torch.dtype = "float16", batch: int = 32, workers: int = 2, shard_bytes: int | None = None,
-            progress: bool = True) -> Store:
+def extract(
+    model: AdaptedModel,
+    site: str | Site,
+    data: ImageData,
+    out: str | Path,
+    *,
+    policy: TokenPolicy | None = None,
+    dtype: str | torch.dtype = "float16",
+    batch: int = 32,
+    workers: int = 2,
+    shard_bytes: int | None = None,
+    progress: bool = True,
+) -> Store:
     """Stores the rows of a site for every sample of a data set, or goes on where an earlier call stopped.
 
     A shard is a fixed range of the data set's places, and batches never reach over its end; so the bytes do not depend
@@ -85,12 +96,16 @@ def _open_index(folder: Path, meta: StoreMeta, shard_bytes: int | None) -> Index
     index = Index.load(folder)
     if index.meta.content_hash != meta.content_hash:
         changed = "\n  ".join(index.meta.differences(meta))
-        raise StoreError(f"{folder} holds rows made from something else (stored -> wanted):\n  {changed}\n"
-                         "Choose another folder, or delete this one")
+        raise StoreError(
+            f"{folder} holds rows made from something else (stored -> wanted):\n  {changed}\n"
+            "Choose another folder, or delete this one"
+        )
     wanted = shard_shape(meta, shard_bytes)[0] if shard_bytes else index.shard_items
     if wanted != index.shard_items:
-        raise StoreError(f"{folder} has shards of {index.shard_items} items, shard_bytes={shard_bytes} asks for {wanted}: "
-                         "leave shard_bytes out to go on, or choose another folder")
+        raise StoreError(
+            f"{folder} has shards of {index.shard_items} items, shard_bytes={shard_bytes} asks for {wanted}: "
+            "leave shard_bytes out to go on, or choose another folder"
+        )
     for number, entry in list(index.shards.items()):
         try:
             Shard(folder, entry, index.block_items)
@@ -108,7 +123,9 @@ def _require_room(folder: Path, index: Index, reader: Reader) -> None:
     require_room(folder, needed, index.meta)
 
 
-def fill(folder: Path, index: Index, reader: Reader, forward: Forward, batch: int, workers: int, progress: bool) -> None:
+def fill(
+    folder: Path, index: Index, reader: Reader, forward: Forward, batch: int, workers: int, progress: bool
+) -> None:
     """Makes every missing shard; writing overlaps with the forward pass."""
     meta = index.meta
     spans = [(number, part) for number in index.missing for part in split_into(index.span(number), batch)]
@@ -116,7 +133,9 @@ def fill(folder: Path, index: Index, reader: Reader, forward: Forward, batch: in
     done = meta.n_items - sum(len(part) for _, part in spans)
     with (
         writing(folder, index) as filler,
-        tqdm(total=meta.n_items, initial=done, unit="img", desc=f"extract {meta.site.name}", disable=not progress) as bar,
+        tqdm(
+            total=meta.n_items, initial=done, unit="img", desc=f"extract {meta.site.name}", disable=not progress
+        ) as bar,
     ):
         for at, ((number, part), loaded) in enumerate(zip(spans, batches, strict=True)):
             last = at + 1 == len(spans) or spans[at + 1][0] != number
@@ -186,12 +205,17 @@ class _Filler:
         meta = self._index.meta
         if number not in (writer.number for writer in self._open):
             shape = len(self._index.span(number)), meta.tokens_per_item, meta.d
-            self._open.append(ShardWriter(self._folder, number, shape, meta.dtype, meta.site.n_tokens,
-                                          self._index.block_items, self._metadata))
+            self._open.append(
+                ShardWriter(
+                    self._folder, number, shape, meta.dtype, meta.site.n_tokens, self._index.block_items, self._metadata
+                )
+            )
         writer = self._open[-1]
         self._skipped += batch.skipped
         if pending is not None:
-            writer.add(pending.wait(), batch.items, batch.places, batch.regions, [note.to_dict() for note in batch.notes])
+            writer.add(
+                pending.wait(), batch.items, batch.places, batch.regions, [note.to_dict() for note in batch.notes]
+            )
         if last:
             writer.finish()
             if self._syncing is not None:
@@ -211,5 +235,7 @@ def _tell_skipped(index: Index) -> None:
         return
     named = [f"{one.key} ({one.reason})" for _, one in sorted(index.skipped.items())]
     more = f" and {len(named) - 5} more, all listed in {INDEX}" if len(named) > 5 else ""
-    warnings.warn(f"{len(named)} of {index.meta.n_items} images could not be read and were skipped: "
-                  f"{'; '.join(named[:5])}{more}", stacklevel=3)
+    warnings.warn(
+        f"{len(named)} of {index.meta.n_items} images could not be read and were skipped: {'; '.join(named[:5])}{more}",
+        stacklevel=3,
+    )

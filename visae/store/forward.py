@@ -53,15 +53,15 @@ class Pending:
         where = f"between {self.keys[0]} and {self.keys[1]}"
         if not np.isfinite([low, high]).all():
             raise Overflow(
-                f"the model itself computes {low:g} to {high:g} {where}: its activations are not finite. Run the model in "
-                "float32 or bfloat16"
+                f"the model itself computes {low:g} to {high:g} {where}: its activations are not finite. Run the model "
+                "in float32 or bfloat16"
             )
         worst = low if -low > high else high
         if not torch.tensor(worst).to(self.rows.dtype).isfinite():
             name = str(self.rows.dtype).removeprefix("torch.")
             raise Overflow(
                 f"an activation of {worst:.6g} ({where}) does not fit into {name}, which ends at "
-                f"{torch.finfo(self.rows.dtype).max:g}. Store with dtype='bfloat16' (same size, wider range) or 'float32'"
+                f"{torch.finfo(self.rows.dtype).max:g}. Store with dtype='bfloat16' (same size, wider range) or float32"
             )
 
 
@@ -126,7 +126,7 @@ def forward_pass(model: AdaptedModel, site: Site, dtype: str) -> Iterator[Forwar
 
 
 def pick(activations: Tensor, places: np.ndarray) -> Tensor:
-    """Tokens `[n, m, d]` at `places [n, m]` of activations `[n, t, d]`; a view where every sample keeps the same run."""
+    """Tokens `[n, m, d]` at `places [n, m]` of activations `[n, t, d]`; a view if all samples keep the same run."""
     first, count = int(places[0, 0]), places.shape[1]
     if (places == np.arange(first, first + count)).all():
         return activations[:, first : first + count]

@@ -96,7 +96,7 @@ class Index:
                 os.fsync(file.fileno())
         except OSError as error:
             part.unlink(missing_ok=True)
-            raise disk_full(error, path, len(text)) if is_full(error) else error
+            raise (disk_full(error, path, len(text)) if is_full(error) else error) from None
         os.replace(part, path)
         sync_folder(folder)
 
@@ -119,10 +119,14 @@ class Index:
             index.shards = {entry["number"]: ShardEntry(**entry) for entry in told["shards"]}
             index.skipped = {entry["item"]: Skipped(**entry) for entry in told["skipped"]}
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise StoreError(f"{path} is damaged ({type(error).__name__}: {error}): extract into a fresh folder") from error
+            raise StoreError(
+                f"{path} is damaged ({type(error).__name__}: {error}): extract into a fresh folder"
+            ) from error
         if index.meta.content_hash != told["hash"]:
-            raise StoreError(f"{path} was edited: its content hash is {told['hash']} but what it says it was made from "
-                             f"hashes to {index.meta.content_hash}. Extract into a fresh folder")
+            raise StoreError(
+                f"{path} was edited: its content hash is {told['hash']} but what it says it was made from "
+                f"hashes to {index.meta.content_hash}. Extract into a fresh folder"
+            )
         return index
 
 

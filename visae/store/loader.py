@@ -4,6 +4,8 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,8 +21,8 @@ BUFFER_BYTES = 64 * 2**20
 _UNUSED = 3
 """References to a buffer that nobody uses: from the list, the loop over it, and the call that counts."""
 
-_FEWEST = 128
-"""Blocks mixed at least; with fewer, neighbouring rows would come from the same samples too often."""
+_BLOCKS = 128
+"""Blocks mixed at least, unless less memory is asked for: with few, neighbouring rows often share their samples."""
 
 
 class Loader(Protocol):
@@ -33,15 +35,21 @@ class Loader(Protocol):
     """
 
     @property
-    def items(self) -> np.ndarray: ...
+    def items(self) -> np.ndarray:
+        """Sample of every row of the latest batch."""
+        ...
 
     def __iter__(self) -> Iterator[Tensor]: ...
 
     def __next__(self) -> Tensor: ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader is, for JSON."""
+        ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on exactly after the batch that was served last when the state was taken."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class _Group:
 class StoreLoader:
     """Loader over a store; made by `Store.loader`."""
 
-    def __init__(self, store: "Store", batch: int, seed: int, passes: int | None, pin: bool, buffer_bytes: int):
+    def __init__(self, store: "Store", batch: int, seed: int, passes: int | None, pin: bool, buffer_bytes: int | None):
         if batch < 1:
             raise ValueError(f"a batch needs at least one row, got {batch}")
         if store.n_rows == 0:
@@ -73,8 +81,8 @@ class StoreLoader:
         self._seed, self._epoch, self._position = seed, 0, 0
         self._blocks = self._table()
         block_bytes = store.block_items * store.meta.bytes_per_item
-        per_group = max(_FEWEST, buffer_bytes // block_bytes)
-        self._n_groups = -(-len(self._blocks) // per_group)
+        per_group = max(_BLOCKS, BUFFER_BYTES // block_bytes) if buffer_bytes is None else buffer_bytes // block_bytes
+        self._n_groups = -(-len(self._blocks) // max(1, per_group))
         self._rooms: list[np.ndarray] = []
         self._plans: dict[int, list[np.ndarray]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="visae-load")
@@ -113,8 +121,10 @@ class StoreLoader:
             ValueError: if the state belongs to a store of another size.
         """
         if not 0 <= state["position"] <= self._store.n_rows:
-            raise ValueError(f"the state stands at row {state['position']} but {self._store.path} has {self._store.n_rows} rows: "
-                             "it belongs to another store")
+            raise ValueError(
+                f"the state stands at row {state['position']} but {self._store.path} has {self._store.n_rows} rows: "
+                "it belongs to another store"
+            )
         self._seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]
         if self._coming is not None:
             self._coming[1].exception()  # waits: two loads at a time would share a buffer
@@ -171,7 +181,7 @@ class StoreLoader:
         return self._thread.submit(self._load, at, self._plan(at[0]))
 
     def _load(self, at: tuple[int, int], plan: list[np.ndarray]) -> _Group:
-        """Reads the blocks of a group in the order in which they lie on disk, each row to its place in the served order."""
+        """Reads the blocks of a group in their order on disk, each row to its place in the served order."""
         store, t = self._store, self._store.meta.tokens_per_item
         start = int(sum(self._blocks[blocks, 2].sum() for blocks in plan[: at[1]])) * t
         table = self._blocks[np.sort(plan[at[1]])]
@@ -179,10 +189,11 @@ class StoreLoader:
         to = np.random.default_rng([self._seed, *at]).permutation(n)
         rows = self._room()[:n]
         whole_rows, filled = _as_units(rows), 0
-        for number, block, items, _ in table.tolist():
-            with store.block(number, block) as source:
-                whole_rows[to[filled : filled + items * t]] = _as_units(source.reshape(-1, store.d))
-            filled += items * t
+        for number, mine in groupby(table.tolist(), key=itemgetter(0)):
+            with store.blocks(number) as block:
+                for _, which, items, _ in mine:
+                    whole_rows[to[filled : filled + items * t]] = _as_units(block(which).reshape(-1, store.d))
+                    filled += items * t
         numbers = np.empty(n, np.int64)
         numbers[to] = np.repeat(table[:, 3], table[:, 2] * t) + _within(table[:, 2] * t)
         return _Group(start, start + n, rows, numbers)

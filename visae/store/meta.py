@@ -64,8 +64,9 @@ class StoreMeta:
     factors: dict[str, list[str]]
 
     @classmethod
-    def describe(cls, model: AdaptedModel, site: Site, data: ImageData, policy: TokenPolicy,
-                 dtype: str | torch.dtype) -> "StoreMeta":
+    def describe(
+        cls, model: AdaptedModel, site: Site, data: ImageData, policy: TokenPolicy, dtype: str | torch.dtype
+    ) -> "StoreMeta":
         """Meta of the rows that these ingredients would make.
 
         Raises:

@@ -2,10 +2,10 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from mmap import mmap
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from visae.store.batches import Note
 from visae.store.errors import DamagedShard, StoreError
 from visae.store.forward import as_torch
 from visae.store.index import Index, Skipped
-from visae.store.loader import BUFFER_BYTES, Loader, StoreLoader
+from visae.store.loader import Loader, StoreLoader
 from visae.store.shard import Shard, stored_dtype
 from visae.tokens import KINDS, Tokens
 
@@ -96,8 +96,10 @@ class Store:
         self.path = Path(path)
         index = Index.load(self.path)
         if index.missing and not partial:
-            raise StoreError(f"{self.path} is not complete: {len(index.shards)} of {index.n_shards} shards are there. Run the "
-                             "same extract again to go on, or open_store(..., partial=True) to read what is there")
+            raise StoreError(
+                f"{self.path} is not complete: {len(index.shards)} of {index.n_shards} shards are there. Run the "
+                "same extract again to go on, or open_store(..., partial=True) to read what is there"
+            )
         self.meta = index.meta
         self.block_items = index.block_items
         self.shards = [Shard(self.path, index.shards[n], index.block_items, check) for n in sorted(index.shards)]
@@ -113,11 +115,20 @@ class Store:
         return self.n_rows
 
     def __repr__(self) -> str:
-        return (f"Store({str(self.path)!r}: {self.n_rows:,} rows of {self.d} {self.meta.dtype} values, {self.meta.model} "
-                f"{self.meta.site.name}, {self.meta.data})")
+        return (
+            f"Store({str(self.path)!r}: {self.n_rows:,} rows of {self.d} {self.meta.dtype} values, {self.meta.model} "
+            f"{self.meta.site.name}, {self.meta.data})"
+        )
 
-    def loader(self, batch: int, *, seed: int = 0, passes: int | None = None, pin: bool = False,
-               buffer_bytes: int = BUFFER_BYTES) -> Loader:
+    def loader(
+        self,
+        batch: int,
+        *,
+        seed: int = 0,
+        passes: int | None = None,
+        pin: bool = False,
+        buffer_bytes: int | None = None,
+    ) -> Loader:
         """Shuffled `[batch, d]` tensors in the storage dtype.
 
         Args:
@@ -125,7 +136,7 @@ class Store:
             seed: of the order.
             passes: stop after so many passes (the last batch may be short); None never stops.
             pin: batches in page-locked memory, for quick copies to a GPU.
-            buffer_bytes: memory in which rows are mixed; twice as much is held.
+            buffer_bytes: memory in which rows are mixed (twice as much is held); 64 MiB or 128 blocks by default.
 
         Raises:
             ValueError: if the batch is not positive or the store has no rows.
@@ -221,9 +232,14 @@ class Store:
         order = np.concatenate([shard.small("item") for shard in self.shards])
         return order[np.asarray(rows) // self.meta.tokens_per_item]
 
-    def block(self, number: int, block: int) -> AbstractContextManager[np.ndarray]:
-        """One checked block of shard `number` as a view `[items, t, d]` to be copied in the context; bfloat16 as uint16."""
-        return self.shards[number].block(self._mapped(number), block)
+    @contextmanager
+    def blocks(self, number: int) -> Iterator[Callable[[int], np.ndarray]]:
+        """A function from a block of shard `number` to its checked rows `[items, t, d]`; copy them in the context."""
+        shard, mapped = self.shards[number], self._mapped(number)
+        try:
+            yield partial(shard.block, mapped)
+        finally:
+            shard.forget(mapped)
 
     def _mapped(self, number: int) -> tuple[mmap, np.ndarray]:
         """The map of a shard; only the last few stay open."""
@@ -239,15 +255,17 @@ class Store:
         """Items `first` (the start of a block) to `stop` of a shard."""
         shard, meta = self.shards[number], self.meta
         rows = np.empty((stop - first, meta.tokens_per_item, meta.d), stored_dtype(meta.dtype))
-        for start in range(first, stop, self.block_items):
-            with self.block(number, start // self.block_items) as block:
-                rows[start - first :][: len(block)] = block
+        with self.blocks(number) as block:
+            for start in range(first, stop, self.block_items):
+                part = block(start // self.block_items)[: stop - start]
+                rows[start - first :][: len(part)] = part
         region = None
         if self.has_regions:
             shape = stop - first, meta.tokens_per_item
             region = shard.small("region")[first:stop] if shard.has_regions else np.zeros(shape, np.uint8)
-        return self._places.chunk(as_torch(rows, meta.dtype), shard.small("item")[first:stop],
-                                  shard.small("index")[first:stop], region)
+        return self._places.chunk(
+            as_torch(rows, meta.dtype), shard.small("item")[first:stop], shard.small("index")[first:stop], region
+        )
 
     def _where(self, item: int) -> tuple[int, int]:
         """Shard and place in it of a sample."""
@@ -256,7 +274,9 @@ class Store:
             at = int(np.searchsorted(items, item))
             if at < len(items) and items[at] == item:
                 return number, at
-        why = next((one.reason for one in self.skipped if one.item == item), f"the store has items 0 to {self.n_items - 1}")
+        why = next(
+            (one.reason for one in self.skipped if one.item == item), f"the store has items 0 to {self.n_items - 1}"
+        )
         raise KeyError(f"no rows of item {item} in {self.path}: {why}")
 
 

@@ -40,8 +40,17 @@ class Stream:
         n_items: samples.
     """
 
-    def __init__(self, model: AdaptedModel, site: str | Site, data: ImageData, policy: TokenPolicy | None = None, *,
-                 dtype: str | torch.dtype = "float16", batch: int = 32, workers: int = 2):
+    def __init__(
+        self,
+        model: AdaptedModel,
+        site: str | Site,
+        data: ImageData,
+        policy: TokenPolicy | None = None,
+        *,
+        dtype: str | torch.dtype = "float16",
+        batch: int = 32,
+        workers: int = 2,
+    ):
         self.model, self.data = model, data
         self.site = model.site(site)
         self.meta = StoreMeta.describe(model, self.site, data, policy or TokenPolicy(), dtype)
@@ -57,9 +66,16 @@ class Stream:
     def __repr__(self) -> str:
         return f"Stream({self.meta.model} {self.site.name}, {self.meta.data}: {self.n_rows:,} rows of {self.d} values)"
 
-    def loader(self, batch: int, *, seed: int = 0, passes: int | None = None, pin: bool = False,
-               buffer_bytes: int = BUFFER_BYTES) -> Loader:
-        """Shuffled `[batch, d]` tensors; see `Store.loader`. The mixing buffer is filled, half of it is served, and so on.
+    def loader(
+        self,
+        batch: int,
+        *,
+        seed: int = 0,
+        passes: int | None = None,
+        pin: bool = False,
+        buffer_bytes: int | None = None,
+    ) -> Loader:
+        """Shuffled `[batch, d]` tensors; see `Store.loader`. A mixing buffer is filled, half of it served, and so on.
 
         Raises:
             ValueError: if the batch is not positive.
@@ -67,7 +83,7 @@ class Stream:
         return StreamLoader(self, batch, seed, passes, pin, buffer_bytes)
 
     def chunks(self, rows: int = 65536) -> Iterator[Chunk]:
-        """Every row once, in order, whole items together, one forward pass at a time (`rows` is no more than a wish)."""
+        """Every row once, in order, whole items together, one forward pass at a time (`rows` is but a wish)."""
         size = max(1, min(self.batch, rows // self.meta.tokens_per_item))
         places = Places(self.site)
         for batch, rows_in in self.extracted(split_into(range(self.n_items), size)):
@@ -83,7 +99,9 @@ class Stream:
             self._skipped |= {one.item: one for one in batch.skipped}
             rows = np.empty((0, self.meta.tokens_per_item, self.d), np.float32)
             if batch.notes:
-                with forward_pass(self.model, self.site, self.meta.dtype) as forward:  # no hook stays while others train
+                with forward_pass(
+                    self.model, self.site, self.meta.dtype
+                ) as forward:  # no hook stays while others train
                     rows = forward(batch).wait()
             yield batch, rows
 
@@ -156,14 +174,18 @@ class StreamLoader:
     forward passes of which rows are still in the buffer.
     """
 
-    def __init__(self, stream: Stream, batch: int, seed: int, passes: int | None, pin: bool, buffer_bytes: int):
+    def __init__(self, stream: Stream, batch: int, seed: int, passes: int | None, pin: bool, buffer_bytes: int | None):
         if batch < 1:
             raise ValueError(f"a batch needs at least one row, got {batch}")
         self._stream, self._batch, self._passes, self._pin = stream, batch, passes, pin
         self._seed, self._epoch, self._position = seed, 0, 0
         t = stream.meta.tokens_per_item
-        self._capacity = max(2 * stream.batch * t, buffer_bytes // (stream.meta.bytes_per_item // t))
+        self._capacity = max(2 * stream.batch * t, (buffer_bytes or BUFFER_BYTES) // (stream.meta.bytes_per_item // t))
         self._served = np.empty(0, np.int64)
+        self._at: int
+        self._stop: int
+        self._rows: np.ndarray
+        self._origin: np.ndarray
         self._begin()
 
     @property
@@ -173,8 +195,12 @@ class StreamLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is; `unreadable` lists samples met so far that gave no rows, which the replay must know."""
-        return {"epoch": self._epoch, "position": self._position, "seed": self._seed,
-                "unreadable": [one.item for one in self._stream.skipped]}
+        return {
+            "epoch": self._epoch,
+            "position": self._position,
+            "seed": self._seed,
+            "unreadable": [one.item for one in self._stream.skipped],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on exactly after the batch that was served last when the state was taken.
@@ -183,8 +209,10 @@ class StreamLoader:
             ValueError: if the state belongs to another data set.
         """
         if not 0 <= state["position"] <= self._stream.n_rows:
-            raise ValueError(f"the state stands at row {state['position']} but this stream has {self._stream.n_rows} rows in a "
-                             "pass: it belongs to another data set or policy")
+            raise ValueError(
+                f"the state stands at row {state['position']} but this stream has {self._stream.n_rows} rows in a "
+                "pass: it belongs to another data set or policy"
+            )
         self._seed, self._epoch = state["seed"], state["epoch"]
         self._begin()
         self._replay(state["position"], set(state["unreadable"]))
@@ -219,7 +247,7 @@ class StreamLoader:
         self._parts = list(split_into(order.tolist(), self._stream.batch))
         self._source: Iterator[tuple[Batch, np.ndarray]] | None = None
         self._next, self._refills, self._position = 0, 0, 0
-        self._at = self._stop = 0
+        self._at, self._stop = 0, 0
         meta = self._stream.meta
         self._rows = np.empty((0, meta.d), as_numpy(torch.empty(0, dtype=meta.torch_dtype)).dtype)
         self._origin = np.empty((0, 3), np.int64)
@@ -264,13 +292,15 @@ class StreamLoader:
                 origin.append(self._origin_of(self._next, items))
                 self._next, held = self._next + 1, held + len(origin[-1])
             if not held:
-                raise ValueError(f"the state stands at row {position} but this pass ends at row {self._position}: it belongs to "
-                                 "another data set or policy")
+                raise ValueError(
+                    f"the state stands at row {position} but this pass ends at row {self._position}: it belongs to "
+                    "another data set or policy"
+                )
             self._origin = np.concatenate(origin)[self._shuffle(held)]
             self._at = min(self._stop, position - self._position)
             self._position += self._at
         self._rows = np.empty((len(self._origin), self._stream.d), self._rows.dtype)
-        wanted = np.unique(self._origin[self._at :, 1]) if len(self._origin) else []
+        wanted = np.unique(self._origin[self._at :, 1]).tolist()
         parts = (self._parts[part] for part in wanted)
         for part, (_, fresh) in zip(wanted, self._stream.extracted(parts), strict=True):
             mine = np.flatnonzero(self._origin[:, 1] == part)

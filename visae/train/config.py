@@ -95,7 +95,7 @@ def default_lr(n_latents: int, steps: int) -> float:
 
 
 def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
-    """Factor of the learning rate at a step (0-based): up, flat, down. A pure function, so a resume needs one integer."""
+    """Factor of the learning rate at a step (0-based): up, flat, down. Pure, so a resume needs one integer."""
     rise, fall = int(warmup * steps), int(decay * steps)
     up = (step + 1) / rise if step < rise else 1.0
     down = (steps - step) / fall if fall and step >= steps - fall else 1.0

@@ -52,8 +52,8 @@ class Planted:
 
     def __init__(self, config: PlantedConfig, batch: int = 512, part: int = 0, sae_seed: int = 0):
         if config.seed == sae_seed:
-            raise ValueError(f"the planted features and the dictionary's start share seed {sae_seed}: choose another, or "
-                             "recovery means nothing")
+            raise ValueError(f"the planted features and the dictionary's start share seed {sae_seed}: choose another, "
+                             "or recovery means nothing")
         self.config, self.batch, self.part, self.drawn = config, batch, part, 0
         generator = torch.Generator().manual_seed(config.seed)
         rows = torch.randn(config.n_features, config.d, generator=generator)

@@ -82,7 +82,8 @@ class Recorder:
 def _truncate(file: Path, step: int) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
-    kept = [line for line in read_metrics(file.parent) if line["step"] <= step] if step else []
+    lines = read_metrics(file.parent) if step else []
+    kept = [line for line in lines if line["step"] <= step and not line.get("final")]  # the end will be written anew
     temporary = file.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     os.replace(temporary, file)

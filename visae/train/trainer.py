@@ -71,6 +71,7 @@ class Trainer:
                               fused=config.ops != "reference" and self.device.type in ("cpu", "cuda"))
         self.step = self.samples = 0
         self._dead: Tensor | None = None
+        self._last: Tensor | None = None
         self._log_with = log_with
 
     def _precision(self) -> str:
@@ -112,7 +113,8 @@ class Trainer:
             elif self.step == 0:
                 self._begin(feed)
             if self._log_with:
-                self.accelerator.init_trackers("visae", config=self.config.to_dict() | {"betas": str(self.config.betas)})
+                settings = self.config.to_dict() | {"betas": str(self.config.betas)}
+                self.accelerator.init_trackers("visae", config=settings)
             with Recorder(self.out, self.step, self.steps, self.progress, self.accelerator) as recorder:
                 while self.step < self.steps:
                     x = self._take(feed)
@@ -129,7 +131,8 @@ class Trainer:
     def _take(self, feed: Feed) -> Tensor:
         """Draws a batch."""
         try:
-            return next(feed)
+            self._last = next(feed)
+            return self._last
         except LoaderEnded as ended:
             self._save(feed)
             raise LoaderEnded(
@@ -215,26 +218,26 @@ class Trainer:
 
     def _finish(self, feed: Feed, recorder: Recorder, validation: Iterable[Tensor] | None) -> dict[str, Any]:
         """Calibrates thresholds and measures on validation batches."""
-        if self.sae.activation.calibrates:
-            self.sae.calibrate(validation if validation is not None else self._held_out(feed))
+        if self.sae.activation.calibrates and (held_out := self._held_out(feed) if validation is None else validation):
+            self.sae.calibrate(held_out)
         self._agree()
         self.sae.eval()
         metrics = dict(recorder.history[-1]) if recorder.history else {"step": self.step}
         if validation is not None:
             values = validate(self.sae, validation)
-            recorder.log(self.step, values)
+            recorder.log(self.step, {**values, "final": True})
             metrics |= values
         return metrics
 
     def _held_out(self, feed: Feed) -> list[Tensor]:
-        """The next batches of the loader; what an ended loader cannot give, the last of them repeat."""
+        """The next batches of the loader; the last one trained on where the loader has no more."""
         batches: list[Tensor] = []
         while sum(b.shape[0] for b in batches) < self.config.calibration_rows:
             try:
                 batches.append(next(feed))
             except LoaderEnded:
                 break
-        return batches
+        return batches or ([] if self._last is None else [self._last])
 
     def _metrics(self, losses: Losses, x: Tensor, lr: float) -> dict[str, Any]:
         with torch.no_grad():
@@ -270,7 +273,8 @@ class Trainer:
         if resume:
             return found[-1] if found else None
         if (found or (self.out is not None and (self.out / METRICS).exists())) and self.step == 0:
-            raise ValueError(f"{self.out} holds a run already: pass resume=True to go on with it, or take another folder")
+            raise ValueError(f"{self.out} holds a run already: pass resume=True to go on with it, or choose another "
+                             "folder")
         return None
 
     def _identity(self) -> dict[str, Any]:
@@ -294,8 +298,8 @@ class Trainer:
     def _restore(self, saved: checkpoint.Checkpoint, feed: Feed) -> None:
         now, then = self._identity(), saved.notes["run"]
         if differing := [f"{k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in now if now[k] != then.get(k)]:
-            raise ValueError(f"cannot resume {self.out} with other settings ({'; '.join(differing)}): use the old ones or "
-                             "start in another folder")
+            raise ValueError(f"cannot resume {self.out} with other settings ({'; '.join(differing)}): use the old ones "
+                             "or start in another folder")
         self.sae.load_state_dict({k[4:]: t for k, t in saved.tensors.items() if k.startswith("sae.")})
         self.optimiser.load_state_dict({k[5:]: t for k, t in saved.tensors.items() if k.startswith("adam.")})
         torch.set_rng_state(saved.tensors["rng.cpu"])

@@ -4,9 +4,8 @@ Everything is chosen on one set of images (validation) and measured on another (
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from visae import store
 from visae.codes import CodeTable
@@ -17,21 +16,11 @@ from visae.evaluate import Metrics, evaluate_sae
 from visae.evaluate.localise_concepts import ConceptLocalisation, localise_concepts
 from visae.model import AdaptedModel
 from visae.sae import Dictionary, pca
-from visae.select import Measured, Selection, best_latents, measure
+from visae.select import best_latents, measure
+from visae.show import Concept
 from visae.store import ActivationSource
 from visae.tokens import TokenPolicy
 from visae.workflows.run import Run
-
-EVERY_TOKEN_KIND = ("patch", "cls", "reg", "text", "pooled")
-
-
-@dataclass(frozen=True)
-class Concept:
-    """One value of a factor: the latents chosen for it on validation images, measured on test images."""
-
-    selection: Selection
-    measured: Measured
-
 
 @dataclass(frozen=True)
 class Study:
@@ -44,8 +33,7 @@ class Study:
         test_data: those images.
         metrics: of the dictionary on the test images.
         metrics_pca: of as many principal components as the dictionary has codes per token (fitted on validation).
-        concepts: every label with its latents.
-        localised: labels of the masked regions, if the images have masks.
+        concepts: every label with its latents, how well they tell it, and where their heat lies if there are masks.
     """
 
     validation: CodeTable
@@ -55,7 +43,11 @@ class Study:
     metrics: Metrics
     metrics_pca: Metrics
     concepts: list[Concept] = field(default_factory=list)
-    localised: list[ConceptLocalisation] = field(default_factory=list)
+
+    @property
+    def localised(self) -> list[ConceptLocalisation]:
+        """Labels whose heat maps were compared with masks."""
+        return [c.localisation for c in self.concepts if c.localisation is not None]
 
     def share_with_f1(self, factors: Sequence[str], at_least: float = 0.9) -> float:
         """Share of the values of some factors that some latent tells with at least this F1 on test images."""
@@ -121,15 +113,17 @@ def study(
     metrics = evaluate_sae(sae, sources[1].chunks())
     components = pca((chunk.rows for chunk in sources[0].chunks()), max(1, min(sae.d, round(metrics.l0))))
     concepts = find_concepts(tables[0], tables[1], factors)
-    located: list[ConceptLocalisation] = []
     if sources[1].has_regions and tables[1].geometry is not None:
         known = {key for labels in sources[1].region_labels for region in labels for key in region}
-        wanted = [c.selection for c in concepts if c.selection.factor in (known if localise is None else set(localise) & known)]
-        located = localise_concepts(
-            wanted, tables[0], tables[1], sources[0], sources[1], validation, test, max_images=localise_images
-        ) if wanted else []  # fmt: skip
+        places = known if localise is None else known & set(localise)
+        wanted = [c.selection for c in concepts if c.selection.factor in places]
+        found = (
+            localise_concepts(wanted, *tables, *sources, validation, test, max_images=localise_images) if wanted else []
+        )
+        where = {(one.factor, one.value): one for one in found}
+        concepts = [replace(c, localisation=where.get((c.selection.factor, c.selection.value))) for c in concepts]
     return Study(
-        tables[0], tables[1], validation, test, metrics, evaluate_sae(components, sources[1].chunks()), concepts, located
+        tables[0], tables[1], validation, test, metrics, evaluate_sae(components, sources[1].chunks()), concepts
     )
 
 
@@ -158,13 +152,3 @@ def find_concepts(validation: CodeTable, test: CodeTable, factors: Sequence[str]
             if 0 < shown.sum() < len(shown):
                 found.append(Concept(selection, measure(selection, test)))
     return found
-
-
-def to_json(study: Study) -> dict[str, Any]:
-    """Numbers of a study, for files."""
-    return {
-        "metrics": study.metrics.to_dict(),
-        "metrics_pca": study.metrics_pca.to_dict(),
-        "concepts": [{"selection": c.selection.to_dict(), "measured": vars(c.measured)} for c in study.concepts],
-        "localised": [one.to_dict() for one in study.localised],
-    }

@@ -14,7 +14,7 @@ def _sheet(args: argparse.Namespace) -> None:
         path = args.out if len(names) == 1 else args.out.with_stem(f"{args.out.stem}-{name}")
         picture = SHEETS[name](args.size)
         picture.resize((picture.width * args.zoom, picture.height * args.zoom), 0).save(path)
-        print(path)
+        print(path)  # noqa: T201
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -27,7 +27,8 @@ def _bench(args: argparse.Namespace) -> None:
     for index in range(len(world)):
         world[index]
     samples = time.perf_counter() - start
-    print(f"{world.name}: {len(world) / pixels:.0f} images/s, {len(world) / samples:.0f} samples/s on one core")
+    drawn, whole = len(world) / pixels, len(world) / samples
+    print(f"{world.name}: {drawn:.0f} images/s, {whole:.0f} samples/s on one core")  # noqa: T201
 
 
 def main(argv: list[str] | None = None) -> None:

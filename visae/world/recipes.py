@@ -78,7 +78,7 @@ def tiny_clip(vocab_size: int) -> Recipe:
             "layers": 2,
         },
     }
-    return Recipe("tiny-clip", {"model_cfg": model, "preprocess_cfg": _PREPROCESS}, steps=1000, dense=0.5)
+    return Recipe("tiny-clip", {"model_cfg": model, "preprocess_cfg": _PREPROCESS}, steps=850, dense=0.7)
 
 
 def tiny_vit() -> Recipe:

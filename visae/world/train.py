@@ -50,7 +50,8 @@ def train(name: str, target: Path, work: Path, device: str, n_test: int = 4000) 
         if step == recipe.steps:
             return
         metrics = export(recipe, weights, target, step, tokenizer, _QUICK)
-        print(f"step {step}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()), flush=True)
+        shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
+        print(f"step {step}: {shown}", flush=True)  # noqa: T201
 
     weights = fit(task, recipe, cache, work / f"{name}.checkpoint", interim)
     return export(recipe, weights, target, recipe.steps, tokenizer, n_test)
@@ -58,7 +59,7 @@ def train(name: str, target: Path, work: Path, device: str, n_test: int = 4000) 
 
 def _show(metrics: dict[str, float]) -> None:
     for key, value in metrics.items():
-        print(f"{key:24s} {100 * value:7.2f} %")
+        print(f"{key:24s} {100 * value:7.2f} %")  # noqa: T201
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -14,15 +14,15 @@
   const fixed = (x, n = 3) => x === null ? "–" : x.toFixed(n);
   const short = x => x === null ? "–" : Math.abs(x) >= 0.001 || x === 0 ? String(+x.toPrecision(3)) : x.toExponential(1);
   const columns = [...document.querySelectorAll("[data-sort]")].map(b => b.dataset.sort);
-  const shows = { id: r => L.id[r], label: r => L.label[r] || "–", f1: r => fixed(L.f1[r]), held: r => fixed(L.held[r]), auroc: r => fixed(L.auroc[r]),
-    density: r => short(L.density[r]), mean: r => short(L.mean[r]), max: r => short(L.max[r]) };
+  const shows = { id: r => L.id[r], label: r => L.label[r] || "–", lift: r => fixed(L.lift[r], 2), f1: r => fixed(L.f1[r]), held: r => fixed(L.held[r]), auroc: r => fixed(L.auroc[r]),
+    density: r => short(L.density[r]), max: r => short(L.max[r]) };
   const STEP = 200;
-  let sort = { by: L.f1.some(x => x !== null) ? "f1" : "density", down: true }, limit = STEP, found = [], open = null;
-  const view = { heat: true, mode: "bilinear", opacity: 0.85 };
+  let sort = { by: L.lift.some(x => x !== null) ? "lift" : "density", down: true }, limit = STEP, found = [], open = null;
+  const view = { heat: true, mode: "bilinear", opacity: 0.75 };
 
   function matches(query) {
     const tests = query.toLowerCase().split(/\s+/).filter(Boolean).map(word => {
-      const rule = word.match(/^(f1|held|auroc|density|mean|max)(<=|>=|<|>)([\d.e-]+)$/);
+      const rule = word.match(/^(lift|f1|held|auroc|density|mean|max)(<=|>=|<|>)([\d.e-]+)$/);
       if (rule) {
         const [, key, op, text] = rule, bound = Number(text);
         return r => L[key][r] !== null && (op[0] === "<" ? L[key][r] < bound : L[key][r] > bound) || op[1] === "=" && L[key][r] === bound;
@@ -55,11 +55,12 @@
   }
 
   // Value of the heat at pixel centre (x, y) of a picture: the same rules as visae's Geometry, borders go on outwards.
-  function sampler(grid, [h, w], [left, top, right, bottom], width, height) {
+  function sampler(grid, [h, w], [left, top, right, bottom], seen, width, height) {
     return (x, y) => {
-      let u = ((x + 0.5) / width - left) / (right - left) * w - 0.5, v = ((y + 0.5) / height - top) / (bottom - top) * h - 0.5;
-      if (u < -0.5 || v < -0.5 || u >= w - 0.5 || v >= h - 0.5) return -1;
-      if (view.mode === "nearest") return grid[Math.min(h - 1, Math.floor(v + 0.5)) * w + Math.min(w - 1, Math.floor(u + 0.5))] / 255;
+      const s = (x + 0.5) / width, t = (y + 0.5) / height;
+      if (s < seen[0] || t < seen[1] || s >= seen[2] || t >= seen[3]) return -1;
+      let u = (s - left) / (right - left) * w - 0.5, v = (t - top) / (bottom - top) * h - 0.5;
+      if (view.mode === "nearest") { u = Math.floor(u + 0.5); v = Math.floor(v + 0.5); }
       u = Math.min(Math.max(u, 0), w - 1); v = Math.min(Math.max(v, 0), h - 1);
       const i = Math.floor(v), j = Math.floor(u), i1 = Math.min(i + 1, h - 1), j1 = Math.min(j + 1, w - 1), a = v - i, b = u - j;
       return ((grid[i * w + j] * (1 - b) + grid[i * w + j1] * b) * (1 - a) + (grid[i1 * w + j] * (1 - b) + grid[i1 * w + j1] * b) * a) / 255;
@@ -67,12 +68,12 @@
   }
 
   function paint(canvas) {
-    const { image, grid, box, sign } = canvas.source, context = canvas.getContext("2d", { willReadFrequently: true });
+    const { image, grid, thumb, sign } = canvas.source, context = canvas.getContext("2d", { willReadFrequently: true });
     context.imageSmoothingEnabled = image.naturalWidth * 2 > canvas.width;
     context.drawImage(image, 0, 0, canvas.width, canvas.height);
     if (!view.heat || !grid) return;
     const pixels = context.getImageData(0, 0, canvas.width, canvas.height), p = pixels.data;
-    const at = sampler(grid, page.grid, box, canvas.width, canvas.height), lut = colours[sign];
+    const at = sampler(grid, page.grid, thumb.box, thumb.seen, canvas.width, canvas.height), lut = colours[sign];
     for (let y = 0, o = 0; y < canvas.height; y++) for (let x = 0; x < canvas.width; x++, o += 4) {
       const value = at(x, y), grey = 0.299 * p[o] + 0.587 * p[o + 1] + 0.114 * p[o + 2];
       const level = 3 * Math.round(Math.max(value, 0) * 255), alpha = value > 0 ? value ** 0.7 * view.opacity : 0;
@@ -88,7 +89,7 @@
     const thumb = page.thumbs[index], scale = 256 / Math.max(thumb.w, thumb.h);
     const canvas = el("canvas", { width: Math.round(thumb.w * scale), height: Math.round(thumb.h * scale), role: "img", "aria-label": `${thumb.key}, value ${short(value)}` });
     const image = new Image();
-    canvas.source = { image, grid: heat ? bytes(heat) : null, box: thumb.box, sign };
+    canvas.source = { image, grid: heat ? bytes(heat) : null, thumb, sign };
     image.onload = () => { paint(canvas); canvas.dataset.painted = "yes"; };
     image.src = "data:image/webp;base64," + thumb.src;
     return el("figure", { title: [thumb.key, ...thumb.labels].join("\n") }, canvas, el("figcaption", {}, el("b", { text: short(value) }), ` ${thumb.labels.map(t => t.split(": ")[1]).join(" · ") || thumb.key}`));

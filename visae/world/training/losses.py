@@ -17,8 +17,8 @@ def contrastive(scores: Tensor, true: Tensor) -> Tensor:
     the images it describes by accident.
 
     Args:
-        scores: `[n, n]` scaled similarities, images by captions.
-        true: `[n, n]` bool, which captions are true of which images.
+        scores: `[n, m]` scaled similarities, images by captions.
+        true: `[n, m]` bool, which captions are true of which images.
 
     Returns:
         Mean over both directions, in nats.
@@ -42,10 +42,11 @@ class DenseHeads(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.heads = nn.ModuleDict({f: nn.Linear(width, len(FACTORS[f]) + (f == "shape")) for f in DENSE_FACTORS})
+        self.heads = nn.ModuleDict({factor: nn.Linear(width, len(FACTORS[factor])) for factor in DENSE_FACTORS})
+        self.objectness = nn.Linear(width, 1)
 
     def forward(self, tokens: Tensor, objects: Tensor, facts: Tensor) -> Tensor:
-        """Cross-entropy of what each patch shows; the extra last class of shape is "no object".
+        """Whether each patch shows an object, and cross-entropy of shape, style and colour where it does.
 
         Args:
             tokens: `[B, P, width]` patch tokens.
@@ -56,10 +57,10 @@ class DenseHeads(nn.Module):
         things = facts[:, :-2].reshape(len(facts), N_SLOTS, len(FACT_FACTORS)).long()
         shown = (objects.long() - 1).clamp(0, N_SLOTS - 1)
         on, asked = (objects > 0) & (objects < 255), objects < 255
-        total = tokens.new_zeros(())
+        present = self.objectness(tokens[asked]).float()[:, 0]
+        total = functional.binary_cross_entropy_with_logits(present, on[asked].float())
+        # The classes are asked of object patches alone: averaged over the background, shape would hardly count.
         for factor, head in self.heads.items():
             answer = torch.gather(things[:, :, FACT_FACTORS.index(factor)], 1, shown)
-            answer = torch.where(on, answer, len(FACTORS["shape"]))
-            where = asked if factor == "shape" else on
-            total = total + functional.cross_entropy(head(tokens[where]).float(), answer[where])
+            total = total + functional.cross_entropy(head(tokens[on]).float(), answer[on])
         return total

@@ -10,11 +10,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from visae.world import models
+from visae.world.captions import Caption, prompts
+from visae.world.factors import FACTORS
 from visae.world.models.tokenizer import WorldTokenizer
 from visae.world.recipes import Recipe
 from visae.world.training.cache import Cache
-from visae.world.training.facts import presence, truth
+from visae.world.training.facts import caption_facts, presence, truth
 from visae.world.training.losses import DenseHeads, contrastive
+
+
+_SPOKEN = ("shape", "family", "style", "colour", "background", "size", "position")
+
+
+def _single(factor: str, value: str) -> Caption:
+    if factor == "background":
+        return Caption("", background=value)
+    return Caption("", ({factor: value},))
 
 
 def normalised(images: np.ndarray, preprocess: dict[str, Any], device: str = "cpu") -> Tensor:
@@ -22,6 +33,24 @@ def normalised(images: np.ndarray, preprocess: dict[str, Any], device: str = "cp
     x = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255.0
     mean, std = (torch.tensor(preprocess[key], device=device).view(1, 3, 1, 1) for key in ("mean", "std"))
     return (x - mean) / std
+
+
+def start_positions(model: nn.Module, scale: float = 0.3) -> None:
+    """Start the learnt position embedding of a ViT from sines and cosines of row and column.
+
+    From random positions, small transformers see colour and texture at once and shape, which is an arrangement of
+    patches, hardly ever. A model without a position embedding stays as it is.
+    """
+    tower = getattr(model, "visual", model)
+    table = getattr(tower, "positional_embedding", getattr(tower, "pos_embed", None))
+    if table is None:
+        return
+    flat = table.data.view(-1, table.shape[-1])
+    width, side = flat.shape[1], 8
+    rates = torch.pi / 2 * 10.0 ** -torch.linspace(0, 1.5, width // 4)
+    rows, cols = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    waves = [wave(place.reshape(-1, 1) * rates) for place in (cols, rows) for wave in (torch.sin, torch.cos)]
+    flat[-side * side :] = scale * torch.cat(waves, 1).to(flat)
 
 
 class Task:
@@ -42,6 +71,11 @@ class Task:
         torch.manual_seed(recipe.seed)
         self.recipe, self.cache, self.device, self.tokenizer = recipe, cache, device, tokenizer
         self.model = models.make(recipe.name, recipe.config).to(device).train()
+        start_positions(self.model)
+        # Sentences that state one value each join every batch: captions that state many teach single words slowly.
+        singles = [(factor, value) for factor in _SPOKEN for value in FACTORS[factor]]
+        self._singles = [prompts(factor, value) for factor, value in singles]
+        self._single_facts = np.stack([caption_facts(_single(factor, value)) for factor, value in singles])
         self.helper: nn.Module = nn.Identity()
         if recipe.dense > 0.0:
             self.helper = DenseHeads(self._block().ln_1.weight.numel() if self._is_clip else self.model.embed_dim)
@@ -89,11 +123,12 @@ class Task:
     def _contrastive(self, images: Tensor, facts: Tensor, rows: np.ndarray, pick: np.ndarray) -> Tensor:
         if self.tokenizer is None:
             raise ValueError("training a model with a text tower needs a tokenizer, got None; pass `tokenizer=`")
-        said = torch.from_numpy(self.cache.captions[rows, pick]).to(self.device)
-        texts = self.tokenizer([text.decode() for text in self.cache.texts[rows, pick]]).to(self.device)
-        image_codes, text_codes, scale = self.model(images, texts)
+        said = torch.from_numpy(np.concatenate([self.cache.captions[rows, pick], self._single_facts]))
+        texts = [text.decode() for text in self.cache.texts[rows, pick]]
+        texts += [options[rows[k % len(rows)] % len(options)] for k, options in enumerate(self._singles)]
+        image_codes, text_codes, scale = self.model(images, self.tokenizer(texts).to(self.device))
         scores = image_codes.float() @ text_codes.float().T * scale.float().clamp(max=100.0)
-        return contrastive(scores, truth(facts, said))
+        return contrastive(scores, truth(facts, said.to(self.device)))
 
     def _labels(self, images: Tensor, facts: Tensor) -> Tensor:
         target, weight = presence(facts, self.recipe.config["labels"])

@@ -1,0 +1,136 @@
+"""Statistics, initial weights, codes as a container, baselines."""
+
+import pytest
+import torch
+
+from visae.ops import Dense, Eager
+from visae.sae import Codes, Moments, initialise, neurons, pca, random_directions
+
+D, F = 16, 64
+
+
+def test_moments_merged_from_batches_equal_those_of_the_whole_even_far_from_zero():
+    rows = torch.randn(1000, 8, dtype=torch.float64) + 1e6
+    moments = Moments(8)
+    for part in rows.split(77):
+        moments.add(part)
+    moments.add(rows[:0])
+    assert moments.n == 1000
+    assert torch.allclose(moments.mean, rows.mean(0))
+    assert moments.total == pytest.approx(float((rows - rows.mean(0)).square().sum()), rel=1e-9)
+
+
+def test_inputs_are_centred_and_scaled_to_squared_length_d(sae, tokens):
+    u = sae.normalise(tokens())
+    assert torch.allclose(u.mean(0), torch.zeros(D), atol=1e-4)
+    assert float(u.square().sum(1).mean()) == pytest.approx(D, rel=1e-4)
+    assert torch.allclose(sae.restore(u), tokens(), atol=1e-4)
+
+
+def test_atoms_start_near_data_points_with_length_one_and_the_encoder_as_their_transpose(sae, tokens):
+    u = torch.nn.functional.normalize(sae.normalise(tokens()), dim=1)
+    nearest = (sae.W_dec @ u.T).amax(1)
+    assert torch.allclose(torch.linalg.vector_norm(sae.W_dec, dim=1), torch.ones(F), atol=1e-5)
+    assert nearest.min().item() > 0.9
+    assert len({tuple(row) for row in sae.W_dec.tolist()}) == F
+    assert torch.allclose(sae.W_enc / torch.linalg.vector_norm(sae.W_enc, dim=1, keepdim=True), sae.W_dec, atol=1e-5)
+    assert sae.b_dec.abs().max().item() == sae.b_enc.abs().max().item() == 0
+
+
+def test_the_encoder_starts_at_the_least_squares_scale(kind, small, tokens):
+    sae = small(kind)
+    x = tokens(2000)
+    initialise(sae, x)
+    sae.train()
+    u = sae.normalise(x)
+
+    def fvu(factor):
+        codes = sae.code(u, Eager())[0].to_dense() * factor
+        return float((u - codes @ sae.W_dec).square().sum())
+
+    best = fvu(1.0)
+    assert best < fvu(0.97)
+    assert best < fvu(1.03)
+    assert best < float(u.square().sum())
+
+
+def test_the_start_depends_on_the_seed_and_on_nothing_else(small, tokens):
+    made = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(made))
+        sae = small("topk")
+        initialise(sae, tokens(), seed=seed)
+        made.append(sae)
+    assert torch.equal(made[0].W_dec, made[1].W_dec)
+    assert not torch.equal(made[0].W_dec, made[2].W_dec)
+
+
+def test_fewer_rows_than_latents_still_give_different_atoms(small, tokens):
+    sae = small("topk")
+    initialise(sae, tokens(10))
+    cosines = sae.W_dec @ sae.W_dec.T - torch.eye(F)
+    assert float(cosines.max()) < 0.9999
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (torch.full((50, D), 3.7), "the inputs are constant"),
+        (torch.zeros(50, D), "the inputs are constant"),
+        (torch.randn(50, D).index_fill_(1, torch.tensor([4]), torch.nan), "1 of 16 input dimensions"),
+        (torch.randn(1, D), "at least 2 rows, got 1"),
+    ],
+    ids=["constant", "zero", "nan", "one row"],
+)
+def test_inputs_that_cannot_be_normalised_are_refused(small, rows, message):
+    with pytest.raises(ValueError, match=message):
+        initialise(small("topk"), rows)
+
+
+def test_codes_pad_with_minus_one_and_survive_every_conversion():
+    dense = torch.tensor([[0.0, 2.0, 0.0, -1.0], [0.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0]])
+    codes = Codes.of(Dense(dense))
+    assert codes.indices.tolist() == [[1, 3], [-1, -1], [0, -1]]
+    assert codes.values.tolist() == [[2, -1], [0, 0], [3, 0]]
+    assert torch.equal(codes.to_dense(), dense)
+    assert torch.equal(codes.ragged().to_dense(), dense)
+    assert codes.l0().tolist() == [2, 0, 1]
+    assert codes.latent(3).tolist() == [-1, 0, 0]
+    assert torch.equal(Codes.cat([codes, Codes.from_dense(dense[:1]), codes[1:]]).to_dense(),
+                       torch.cat([dense, dense[:1], dense[1:]]))
+    assert Codes.of(Dense(dense), capacity=4).indices.shape == (3, 4)
+    with pytest.raises(ValueError, match="one shape"):
+        Codes(codes.indices, codes.values[:, :1], 4)
+
+
+def test_pca_is_the_best_linear_reconstruction_and_orders_its_components(tokens):
+    x = tokens(3000).double() + 100
+    parts = list(x.split(500))
+    centred = x - x.mean(0)
+    _, s, _ = torch.linalg.svd(centred, full_matrices=False)
+    for n in (1, 3, D):
+        baseline = pca(parts, n)
+        left = float((baseline(x).double() - x).square().sum())
+        assert left == pytest.approx(float(s[n:].square().sum()), rel=1e-3, abs=1)
+        assert baseline.encode(x).indices.shape == (3000, n)
+    spread = pca(parts, 4).encode(x).values.var(0)
+    assert bool((spread.diff() < 0).all())
+    with pytest.raises(ValueError, match="between 1 and d = 16"):
+        pca(parts, 17)
+    with pytest.raises(ValueError, match="got none"):
+        pca([], 1)
+
+
+def test_neurons_and_random_directions_have_the_interface_of_a_dictionary(tokens):
+    x = tokens(200)
+    raw = neurons([x])
+    assert torch.allclose(raw(x), x, atol=1e-4)
+    assert torch.equal(raw.directions(), torch.eye(D))
+    random = random_directions([x], 40, seed=1)
+    assert random.directions().shape == (40, D)
+    assert torch.allclose(random.encode(x).to_dense(), (x - x.mean(0)) @ random.directions().T, atol=1e-3)
+    assert random.signed
+    assert random.n_latents == 40
+    assert not torch.equal(random.atoms, random_directions([x], 40, seed=2).atoms)
+    with pytest.raises(ValueError, match=r"takes tokens \[n, 16\]"):
+        raw.encode(torch.zeros(2, 3))

@@ -1,0 +1,57 @@
+"""Planted dictionaries are found: the settings of the reference's calibration run E1 (d 32, 64 features, k 4)."""
+
+import pytest
+import torch
+
+from visae.sae import make_sae
+from visae.train import Planted, PlantedConfig, TrainConfig, Trainer, recovery
+
+E1 = PlantedConfig(d=32, n_features=64, active=4)
+
+
+def train(kind, steps, **options):
+    loader = Planted(E1, 512)
+    sae = make_sae(kind, 32, 128, **options)
+    config = TrainConfig(steps=steps, batch=512, stat_rows=8192, device="cpu", calibration_rows=16_384, log_every=200)
+    held_out = [Planted(E1, part=1).sample(8192)[0]]
+    result = Trainer(sae, config, progress=False).fit(loader, held_out)
+    return result.metrics, recovery(sae, loader.features)
+
+
+def test_topk_recovers_the_planted_features():
+    metrics, found = train("topk", 400, k=4)
+    assert found["mmcs"] >= 0.99
+    assert found["recovered"] == 1.0
+    assert metrics["val_fvu"] < 0.1
+    assert metrics["val_l0"] == pytest.approx(4, abs=0.02)
+
+
+def test_batch_topk_recovers_the_planted_features_at_its_calibrated_threshold():
+    metrics, found = train("batch_topk", 500, k=4)
+    assert found["mmcs"] >= 0.97
+    assert metrics["val_fvu"] < 0.11
+
+
+def test_relu_l1_recovers_the_planted_features():
+    _, found = train("relu_l1", 900, l1=0.2)
+    assert found["mmcs"] >= 0.98
+
+
+def test_data_and_dictionary_may_not_share_a_seed():
+    with pytest.raises(ValueError, match="share seed 0"):
+        Planted(PlantedConfig(seed=0))
+    Planted(PlantedConfig(seed=0), sae_seed=1)
+
+
+def test_a_planted_world_is_what_its_settings_say():
+    for zipf in (0.0, 0.7):
+        world = Planted(PlantedConfig(d=20, n_features=50, active=5, zipf=zipf, noise=0.0, seed=3))
+        x, codes = world.sample(20_000)
+        assert torch.allclose(x, codes @ world.features + world.offset, atol=1e-5)
+        assert float((codes > 0).sum(1).double().mean()) == pytest.approx(5, rel=0.05)
+        assert torch.allclose(torch.linalg.vector_norm(world.features, dim=1), torch.ones(50), atol=1e-6)
+        frequency = (codes > 0).double().mean(0)
+        assert bool(frequency[0] > 3 * frequency[-1]) == (zipf > 0)
+    a, b = (Planted(PlantedConfig(), part=p).sample(100)[0] for p in (0, 1))
+    assert not torch.equal(a, b)
+    assert torch.equal(a, Planted(PlantedConfig()).sample(100)[0])

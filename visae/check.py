@@ -1,0 +1,116 @@
+"""`check_geometry`: is a token where the geometry says? Squares are painted under tokens, and the tokens looked at."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from visae.geometry import HW, Geometry
+from visae.model import AdaptedModel
+from visae.sites import Site
+from visae.taps import tap
+
+SMALLEST = 8
+"""Side, in input pixels, of the smallest square painted: what is smaller may not survive the resize."""
+
+
+@dataclass(frozen=True)
+class GeometryCheck:
+    """Where squares were painted, and which tokens they changed most.
+
+    Attributes:
+        site: name of the site.
+        image_hw: height and width of the images.
+        planted: rows and columns of the tokens under the squares.
+        found: rows and columns of the tokens that changed most.
+        slack: tokens of distance that still count as a hit: 0 where tokens are plain tiles, else 1 (receptive fields of
+            neighbours overlap), and as many as the smallest square is wide.
+    """
+
+    site: str
+    image_hw: HW
+    planted: tuple[HW, ...]
+    found: tuple[HW, ...]
+    slack: HW
+
+    @property
+    def share(self) -> float:
+        """Share of the squares that were found at their place."""
+        return sum(self._hit(p, f) for p, f in zip(self.planted, self.found, strict=True)) / len(self.planted)
+
+    @property
+    def ok(self) -> bool:
+        """Whether most of the squares were found at their place."""
+        return self.share > 0.5
+
+    def _hit(self, planted: HW, found: HW) -> bool:
+        return all(abs(p - f) <= s for p, f, s in zip(planted, found, self.slack, strict=True))
+
+
+@torch.no_grad()
+def check_geometry(model: AdaptedModel, site: str | Site, image_hw: HW | None = None, positions: int = 5,
+                   seed: int = 0) -> GeometryCheck:
+    """Paints a square under one token of an image at a time and looks which token changes most.
+
+    Everything on the way is checked at once: resize, crop, patches, strides, leading tokens and the order of tokens.
+    In deep layers of trained models attention may carry a change elsewhere, so a few misses there say little.
+
+    Args:
+        model: an adapted model.
+        site: a site with patch tokens.
+        image_hw: size of the painted images; None takes one that is neither square nor of the input's size.
+        positions: how many tokens are tried, spread over those that the image covers whole.
+        seed: of the noise that the image shows, and of the tokens' choice.
+
+    Raises:
+        ValueError: if the site has no patch tokens.
+    """
+    from PIL import Image
+
+    found_site, geometry = model.site(site), model.geometry(site)
+    height, width = model.framing.input_hw
+    image_hw = image_hw or (round(height * 1.15), round(width * 1.6))
+    random = np.random.default_rng(seed)
+    noise = random.normal(128, 25, (*image_hw, 3)).clip(0, 255).astype(np.uint8)
+    planted = _choose(geometry, image_hw, positions, random)
+
+    def patches(pixels: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> torch.Tensor:
+        with tap(model, found_site) as taken:
+            model.forward(model.preprocess([Image.fromarray(pixels)]))
+        return taken[found_site.name][0, len(found_site.prefix) :].double()
+
+    before, found = patches(noise), []
+    for row, column in planted:
+        top, left, bottom, right = _square(geometry, image_hw, row, column)
+        pixels = noise.copy()
+        pixels[top:bottom, left:right] = (255, 0, 255) if (row + column) % 2 else (0, 255, 0)
+        change = (patches(pixels) - before).abs().sum(-1)
+        found.append(divmod(int(change.argmax()), geometry.grid[1]))
+    slack = [int(geometry.reach is not None or stride != round(stride)) for stride in geometry.stride]
+    slack = [max(s, round(SMALLEST / stride) - 1) for s, stride in zip(slack, geometry.stride, strict=True)]
+    return GeometryCheck(found_site.name, image_hw, tuple(planted), tuple(found), (slack[0], slack[1]))
+
+
+def _choose(geometry: Geometry, image_hw: HW, positions: int, random: np.random.Generator) -> list[HW]:
+    """Tokens that lie wholly on the image, away from the border of the grid where it has room."""
+    seen = geometry.coverage(np.ones(image_hw, dtype=bool)) > 0.999
+    rim = [1 if n > 4 else 0 for n in geometry.grid]
+    inner = np.zeros_like(seen)
+    inner[rim[0] : geometry.grid[0] - rim[0], rim[1] : geometry.grid[1] - rim[1]] = True
+    candidates = np.argwhere(seen & inner)
+    if not len(candidates):
+        raise ValueError(f"no token of the grid {geometry.grid} lies wholly on an image of {image_hw}: take a larger one")
+    picked = random.choice(len(candidates), size=min(positions, len(candidates)), replace=False)
+    return [(int(row), int(column)) for row, column in candidates[picked]]
+
+
+def _square(geometry: Geometry, image_hw: HW, row: int, column: int) -> tuple[int, int, int, int]:
+    """Whole pixels of the image under a token: top, left, bottom, right."""
+    left, top, right, bottom = geometry.token_box(row, column, image_hw)
+    scale = geometry.framing.place(image_hw).scale
+    out = []
+    for low, high, ratio, size in ((top, bottom, scale[0], image_hw[0]), (left, right, scale[1], image_hw[1])):
+        grow = max(0.0, SMALLEST / ratio - (high - low)) / 2
+        first, last = max(0, round(low - grow)), min(size, round(high + grow))
+        out.append((first, max(last, first + 1)))
+    return out[0][0], out[1][0], out[0][1], out[1][1]
