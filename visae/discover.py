@@ -67,7 +67,7 @@ class Catalogue:
         for number, call in enumerate(self.blocks):
             self._offer_block(f"blocks.{number}", call.path)
         self._offer_ends()
-        self._by_place = {(s.path, s.kind, s.head, s.index): s for s in reversed(self.sites.values())}
+        self._by_place = {_place_of(s): s for s in reversed(self.sites.values())}
 
     def find(self, name: str) -> Site:
         """The site of an alias or of a module path with or without a suffix.
@@ -83,7 +83,7 @@ class Catalogue:
             raise ValueError(f"site {name!r} cannot be tapped: {self.refused[name]}")
         path, kind, head = self._split(name)
         site = self._site(name, path, kind, head)
-        return self._by_place.get((site.path, site.kind, site.head, site.index), site)
+        return self._by_place.get(_place_of(site), site)
 
     def recall(self, site: Site) -> Site:
         """This model's own site at the place that a site (of a card, say) names.
@@ -92,7 +92,9 @@ class Catalogue:
             UnknownName: if the model has no such module.
             ValueError: if the module gives other tokens.
         """
-        place = (site.path, site.kind, site.head, site.index)
+        place = _place_of(site)
+        if (same := self.sites.get(site.name)) is not None and same == site:
+            return same
         if place not in self._by_place and site.path not in self.calls:
             raise UnknownName("module path of a site", site.path, [p for p in self.calls if p],
                               f"Site {site.name!r} is of another model.")
@@ -120,7 +122,9 @@ class Catalogue:
 
     def _positive(self, name: str) -> str:
         found = re.match(r"blocks\.-(\d+)(?=\.|$)", name)
-        return name if not found else f"blocks.{len(self.blocks) - int(found[1])}{name[found.end():]}"
+        if not found or not 0 < int(found[1]) <= len(self.blocks):
+            return name
+        return f"blocks.{len(self.blocks) - int(found[1])}{name[found.end():]}"
 
     def _split(self, name: str) -> tuple[str, SiteKind, int | None]:
         paths = dict(self.module.named_modules())
@@ -131,7 +135,7 @@ class Catalogue:
         path = self.sites[path].path if path in self.sites else path
         if path in paths and suffix in SUFFIXES:
             return path, "head" if head else SUFFIXES[suffix], int(head[2]) if head else None
-        raise UnknownName("site", name, [*self.sites, *(p for p in self.calls if p)],
+        raise UnknownName("site", name, {*self.sites, *(p for p in self.calls if p)},
                           f"After a module path may stand {', '.join('.' + s for s in SUFFIXES)} or .head.0.")
 
     def _find_blocks(self) -> list[Call]:
@@ -260,6 +264,12 @@ def _continues(last: Call, call: Call) -> bool:
     if a is None or b is None or a.map is None or b.map is None or a.layout != b.layout:
         return False
     return a.map.grid == b.map.grid and (a.d == b.d or a.layout not in ("NLC", "LNC"))
+
+
+def _place_of(site: Site) -> tuple[object, ...]:
+    """What tells a tensor from all others: kinds that are some module's output are one kind here."""
+    side = site.kind if site.kind in ("input", "delta", "heads", "head") else "output"
+    return site.path, side, site.head, site.index
 
 
 def _n_heads(module: nn.Module, naming: Naming) -> int | None:

@@ -67,11 +67,15 @@ def tap(model: AdaptedModel, *sites: Site | str,
     found = [model.site(site) for site in sites]
     names = {asked: site.name for asked, site in zip(sites, found, strict=True) if isinstance(asked, str)}
     changes = _changes(rewrite, names, found)
-    taken, handles = Taken(names), Handles()
+    taken, handles, fused = Taken(names), Handles(), dict[str, _Fused]()
     try:
         for site in dict.fromkeys(found):
             refuse_compiled(model.module, site.path)
-            handles += _Probe(site, changes.get(site.name), taken).attach(model.module.get_submodule(site.path))
+            module = model.module.get_submodule(site.path)
+            if site.kind in ("heads", "head") and isinstance(module, nn.MultiheadAttention) and site.path not in fused:
+                fused[site.path] = _Fused(module)
+                handles.append(module.register_forward_pre_hook(fused[site.path].forget))
+            handles += _Probe(site, changes.get(site.name), taken, fused.get(site.path)).attach(module)
         yield taken
     finally:
         for handle in handles:
@@ -96,16 +100,15 @@ def _changes(rewrite: Rewrite | Mapping[str, Rewrite] | None, names: Mapping[str
 class _Probe:
     """The hooks of one site."""
 
-    def __init__(self, site: Site, change: Rewrite | None, taken: dict[str, Tensor]):
-        self.site, self.change, self.taken = site, change, taken
+    def __init__(self, site: Site, change: Rewrite | None, taken: dict[str, Tensor], fused: "_Fused | None"):
+        self.site, self.change, self.taken, self.fused = site, change, taken, fused
         self.before: list[Tensor] = []
 
     def attach(self, module: nn.Module) -> Handles:
         """Registers the hooks; rewrites run before hooks that others have put there, so that those see the result."""
         first = self.change is not None
         kind = self.site.kind
-        if kind in ("heads", "head") and isinstance(module, nn.MultiheadAttention):
-            self.bare = _without_projection(module)
+        if self.fused is not None and kind in ("heads", "head"):
             return [module.register_forward_hook(self._on_fused_heads, with_kwargs=True, prepend=first)]
         if kind in ("heads", "head", "input"):
             return [module.register_forward_pre_hook(self._on_input, with_kwargs=True, prepend=first)]
@@ -163,22 +166,29 @@ class _Probe:
         native = _pick(out, self.site)
         delta = native - self.before.pop()
         new = self._step(delta, keep=False)
-        return None if new is None else _replaced(out, self.site.index, _plus(native, new, delta))
+        return None if new is None else _replaced(out, self.site.index, _less(native, delta, new))
 
     def _on_fused_heads(self, module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
-        heads = self.bare.forward(*args, **kwargs)[0]
+        assert self.fused is not None
+        heads = self.fused.heads(args, kwargs)
         new = self._step(heads, keep=False)
         if new is None:
             return None
-        change = (new.float() - heads.float()) @ module.out_proj.weight.float().T  # type: ignore[union-attr, operator]
-        return _replaced(out, 0, _plus(out[0], change, torch.zeros_like(change)))
+        weight: Tensor = module.out_proj.weight  # type: ignore[union-attr, assignment]
+        wide = torch.promote_types(heads.dtype, torch.float32)
+        lost = (heads.to(wide) - new.to(wide)) @ weight.to(wide).T
+        return _replaced(out, 0, _less(out[0], lost, torch.zeros_like(lost)))
 
 
-def _plus(native: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """`native + (new - old)`, summed in float32 at least; where they agree, every bit stays (-0.0 + 0.0 loses one)."""
+def _less(native: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """`native + (new - old)`, in float32 at least.
+
+    Written as `native - (old - new)`, because where they agree that difference is +0.0, and a number less +0.0 keeps
+    every bit, -0.0 too. (Choosing by `torch.where` would keep the bits but cut the gradient of an edit that happens to
+    change nothing.)
+    """
     wide = torch.promote_types(native.dtype, torch.float32)
-    change = new.to(wide) - old.to(wide)
-    return torch.where(change == 0, native, (native.to(wide) + change).to(native.dtype))
+    return (native.to(wide) - (old.to(wide) - new.to(wide) + 0.0)).to(native.dtype)
 
 
 def _pick(out: Any, site: Site) -> Tensor:
@@ -205,18 +215,31 @@ def _replaced(out: Any, index: int | str | None, new: Tensor) -> Any:
     return type(out)._make(parts) if hasattr(out, "_make") else type(out)(parts)
 
 
-def _without_projection(module: nn.MultiheadAttention) -> nn.MultiheadAttention:
-    """A twin that shares all weights but has the identity as output projection: its output is the heads' outputs.
+class _Fused:
+    """The heads of a `torch.nn.MultiheadAttention`, asked of a twin that has the identity as output projection.
 
-    The product with the identity is exact (every sum has one term that is not 0), and the twin takes the same path
-    through torch, fused or not.
+    The twin shares all weights and takes the same path through torch, fused or not. The product with the identity is
+    exact: every sum has one term that is not 0.
     """
-    old = module.out_proj
-    same = nn.Linear(old.in_features, old.out_features, bias=old.bias is not None).to(old.weight)
-    with torch.no_grad():
-        same.weight.copy_(torch.eye(old.in_features, dtype=old.weight.dtype, device=old.weight.device))
-        if same.bias is not None:
-            same.bias.zero_()
-    twin = copy.copy(module)
-    twin._modules = {**module._modules, "out_proj": same.requires_grad_(old.weight.requires_grad)}
-    return twin
+
+    def __init__(self, module: nn.MultiheadAttention):
+        old = module.out_proj
+        same = nn.utils.skip_init(nn.Linear, old.in_features, old.out_features, bias=old.bias is not None,
+                                  device=old.weight.device, dtype=old.weight.dtype)  # fmt: skip
+        with torch.no_grad():
+            nn.init.eye_(same.weight)
+            if same.bias is not None:
+                same.bias.zero_()
+        self.twin = copy.copy(module)
+        self.twin._modules = {**module._modules, "out_proj": same.requires_grad_(old.weight.requires_grad)}
+        self.known: Tensor | None = None
+
+    def forget(self, _module: nn.Module, _args: Any) -> None:
+        """A new forward begins."""
+        self.known = None
+
+    def heads(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Outputs of all heads in this forward, side by side."""
+        if self.known is None:
+            self.known = self.twin.forward(*args, **kwargs)[0]
+        return self.known

@@ -36,7 +36,7 @@ def allowed(importer: str, target: str) -> bool:
         return True
     if own in ADAPTERS or part in ADAPTERS:
         return own in ADAPTERS and below == 0 and part not in FLOORS
-    return below < floor or (own == "evaluate" and below == floor)
+    return below < floor or floor == below == 0 or (own == "evaluate" and below == floor)
 
 
 def files() -> list[tuple[str, Path]]:

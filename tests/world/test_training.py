@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from visae.world import World, recipes
+from visae.world import World, models, recipes
 from visae.world.factors import FACTORS
 from visae.world.models.tokenizer import WorldTokenizer, vocabulary, write_tokenizer
 from visae.world.recipes import Recipe
 from visae.world.training.cache import Cache, open_cache, patch_objects
-from visae.world.training.facts import caption_facts, presence, scene_facts, truth
+from visae.world.training.facts import caption_facts, difficulty, presence, scene_facts, truth
 from visae.world.training.loop import batch_rows, fit, learning_rate
 from visae.world.training.losses import DenseHeads, contrastive
-from visae.world.training.tasks import Task
+from visae.world.training.tasks import Task, start_positions
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +73,29 @@ def test_patches_know_their_object() -> None:
     assert np.delete(grid.ravel(), [10, 18]).max() == 0
 
 
-def test_dense_heads_ask_only_where_there_is_an_answer() -> None:
+def test_dense_heads_ask_only_where_an_object_is() -> None:
     world = World("train", 4)
     facts = torch.from_numpy(np.stack([scene_facts(world.scene(i)) for i in range(4)]))
     objects = torch.from_numpy(np.stack([patch_objects(world.regions(i)) for i in range(4)]))
     tokens = torch.randn(4, 64, 16, requires_grad=True)
     DenseHeads(16)(tokens, objects, facts).backward()
     asked = tokens.grad.abs().sum(-1) > 0
-    assert torch.equal(asked, objects < 255)
+    assert torch.equal(asked, (objects > 0) & (objects < 255))
+
+
+def test_position_embeddings_start_as_waves_and_prefix_tokens_do_not() -> None:
+    for name, prefix in (("tiny-clip", 1), ("tiny-vit", 5)):
+        recipe = small(name, 50)
+        model = models.make(name, recipe.config)
+        table = model.visual.positional_embedding if name == "tiny-clip" else model.pos_embed[0]
+        before = table[:prefix].clone()
+        start_positions(model)
+        assert table.shape[0] == 64 + prefix
+        torch.testing.assert_close(table[:prefix], before)
+        grid = table[prefix:].reshape(8, 8, 2, -1)
+        torch.testing.assert_close(grid[0, :, 0], grid[5, :, 0])  # the first half tells the column
+        torch.testing.assert_close(grid[:, 0, 1], grid[:, 5, 1])  # the second the row
+        assert torch.cdist(table[prefix:], table[prefix:]).fill_diagonal_(9).min() > 0.1
 
 
 def test_the_cache_holds_what_the_worlds_draw(cache: Cache) -> None:
@@ -89,15 +104,42 @@ def test_the_cache_holds_what_the_worlds_draw(cache: Cache) -> None:
         world = one if row < 24 else several
         np.testing.assert_array_equal(cache.images[row], world.render(row))
         np.testing.assert_array_equal(cache.facts[row], scene_facts(world.scene(row)))
-        assert truth(torch.from_numpy(cache.facts[row][None]), torch.from_numpy(cache.captions[row])).all()
+        shown = np.unpackbits(cache.masks[row], axis=1).reshape(8, 8, 8, 8).transpose(0, 2, 1, 3).reshape(64, 64)
+        np.testing.assert_array_equal(shown, world.regions(row) > 0)
+        assert truth(torch.tensor(cache.facts[row][None]), torch.tensor(cache.captions[row])).all()
 
 
 def test_every_batch_is_a_function_of_the_step() -> None:
     recipe = small("judge", 0)
-    rows = [batch_rows(recipe, 40, step)[0] for step in range(5)]
+    levels = np.full(40, 5)
+    rows = [batch_rows(recipe, levels, step)[0] for step in range(5)]
     assert sorted(np.concatenate(rows)) == list(range(40))
-    np.testing.assert_array_equal(batch_rows(recipe, 40, 3)[0], rows[3])
+    np.testing.assert_array_equal(batch_rows(recipe, levels, 3)[0], rows[3])
     assert learning_rate(recipe, 0) == recipe.lr > learning_rate(recipe, 3) > 0
+
+
+def test_the_curriculum_goes_from_easy_to_all() -> None:
+    recipe = replace(small("tiny-vit", 0), steps=100)
+    levels = np.repeat(np.arange(6), 30)
+    shown = [set(levels[batch_rows(recipe, levels, step)[0]].tolist()) for step in range(100)]
+    assert set().union(*shown[:10]) == {0}
+    assert set().union(*shown[18:24]) == {0, 1, 2, 3}
+    assert set().union(*shown[40:]) == {0, 1, 2, 3, 4, 5}
+
+
+def test_difficulty_says_how_plain_an_image_is() -> None:
+    world = World("train", 600, objects=(1, 2))
+    scenes = [world.scene(i) for i in range(600)]
+    levels = difficulty(np.stack([scene_facts(scene) for scene in scenes]))
+    assert set(levels.tolist()) == set(range(6))
+    for scene, level in zip(scenes, levels.tolist(), strict=True):
+        thing = scene.things[0]
+        assert (level == 5) == (len(scene.things) > 1)
+        if level < 5:
+            assert thing.size == ("large", "large", "large", "medium", "small")[level]
+        if level == 0:
+            assert thing.rotation == "upright"
+            assert thing.style in ("flat", "outline", "gradient")
 
 
 @pytest.mark.parametrize("name", ["tiny-clip", "tiny-vit", "judge"])

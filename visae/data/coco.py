@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from visae.data.files import Record, Regions
 from visae.data.layouts import LAYOUTS, Found, need
@@ -77,13 +77,19 @@ def _instance(shape: Any, told_hw: tuple[int, int], hw: tuple[int, int], scale: 
     if isinstance(shape, dict):
         mask = Image.fromarray(run_lengths(shape["counts"], told_hw).astype(np.uint8) * 255)
         return np.asarray(mask.resize((hw[1], hw[0]), Image.Resampling.NEAREST)) > 0
-    canvas = Image.new("L", (hw[1], hw[0]))
-    draw = ImageDraw.Draw(canvas)
-    for polygon in shape:
-        points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2) * scale - 0.5  # Pillow counts from pixel centres
-        if len(points) > 2:
-            draw.polygon([tuple(point) for point in points.tolist()], fill=1)
-    return np.asarray(canvas) > 0
+    return np.any([fill_polygon(np.asarray(one, dtype=np.float64).reshape(-1, 2) * scale, hw) for one in shape], axis=0)
+
+
+def fill_polygon(points: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    """Pixels `[H, W]` (bool) whose centres lie inside a polygon `[n, 2]` of x, y corners (even-odd rule)."""
+    flips = np.zeros((hw[0], hw[1] + 1), dtype=np.int64)
+    for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
+        low, high = np.ceil(np.clip(sorted((y0, y1)), 0, hw[0]) - 0.5).astype(int)
+        rows = np.arange(max(low, 0), min(high, hw[0]))
+        if rows.size:  # where the edge crosses the middle of a row, all pixels to its right change sides
+            crossing = x0 + (rows + 0.5 - y0) * (x1 - x0) / (y1 - y0)
+            np.add.at(flips, (rows, np.ceil(crossing - 0.5).clip(0, hw[1]).astype(int)), 1)
+    return (flips.cumsum(axis=1)[:, :-1] % 2).astype(bool)
 
 
 def run_lengths(counts: list[int] | str, hw: tuple[int, int]) -> np.ndarray:

@@ -52,8 +52,7 @@ def load_data(spec: str | Path | Sequence[str | Path], **query: object) -> Image
         return _files(spec, Path(spec).expanduser(), extra)
     prefix = spec.partition(":")[0].partition("?")[0]
     if prefix in _sources() and spec.startswith((prefix + ":", prefix + "?")):
-        joined = "&".join(f"{key}={value}" for key, value in extra.items())
-        return _source(prefix)(spec + ("&" if "?" in spec else "?") * bool(joined) + joined)
+        return _source(prefix)(_merged(spec, extra))
     body, typed = parse_query(spec)
     given = typed | extra
     if spec.startswith("folder:") or Path(body).expanduser().exists():
@@ -81,6 +80,14 @@ def parse_query(spec: str) -> tuple[str, dict[str, str]]:
             raise ValueError(f"{key!r} appears twice in {spec!r}")
         given[key] = value
     return body, given
+
+
+def _merged(spec: str, extra: dict[str, str]) -> str:
+    """A spec with more keys, which win over its own."""
+    if not extra:
+        return spec
+    body, typed = parse_query(spec)
+    return f"{body}?" + "&".join(f"{key}={value}" for key, value in (typed | extra).items())
 
 
 def _sources() -> dict[str, str]:

@@ -57,7 +57,7 @@ class _Encoded(torch.autograd.Function):
         to_weight = row_gradients(x, pattern, grad) if wants_weight else None
         summed = torch.zeros_like(weight[:, 0]).index_add_(0, pattern.columns, grad)
         # every row of the batch sees the same shift: one matrix-vector product instead of a dense one
-        to_shift = (summed @ weight) if wants_shift else None
+        to_shift = -(summed @ weight) if wants_shift else None
         return to_u, to_weight, summed if wants_bias else None, to_shift, None, None, None
 
 

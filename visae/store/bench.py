@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -73,22 +74,16 @@ def bench_store(
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(dir=folder, prefix="visae-bench-") as made:
         plain, store = Path(made) / "plain", Path(made) / "store"
+        _write_plain(plain, meta, pool)
+        _write_store(store, meta, pool)
         for turn in tqdm(range(repeats), desc="bench store", disable=not progress):
-            plain.unlink(missing_ok=True)
-            shutil.rmtree(store, ignore_errors=True)
             write = {
                 "write_floor": partial(_write_plain, plain, meta, pool),
                 "write": partial(_write_store, store, meta, pool),
             }
-            _take_turns(seconds, turn, write)
-            flat = np.memmap(plain, np.float16, "r", shape=(meta.n_items * tokens, d))
+            _take_turns(seconds, turn, write, clear={"write_floor": plain, "write": store})
             opened = Store(store)
-            read = {
-                "read_floor_rows": partial(_drain, _read_rows(flat, batch)),
-                "read_first": partial(_drain, _read_store(opened, batch, seed=0)),
-                "read_floor_runs": partial(_drain, _read_runs(flat, batch)),
-            }
-            _take_turns(seconds, turn, read)
+            _take_turns(seconds, turn, _readers(plain, opened, batch))
             _take_turns(seconds, turn, {"read_later": partial(_drain, _read_store(opened, batch, seed=1))})
     n_bytes = meta.n_items * meta.bytes_per_item
     speed = {f"{name}_mb_s": round(n_bytes / statistics.median(times) / 1e6, 1) for name, times in seconds.items()}
@@ -226,6 +221,22 @@ def _write_store(folder: Path, meta: StoreMeta, pool: np.ndarray) -> None:
                 filler.add(number, Pending.done(rows), batch, last=items.stop == span.stop)
 
 
+def _readers(plain: Path, store: Store, batch: int) -> dict[str, Callable[[], object]]:
+    """Every way of serving all rows once in a shuffled order."""
+    flat = np.memmap(plain, np.float16, "r").reshape(-1, store.d)
+    return {
+        "read_floor_rows": partial(_drain, _read_rows(flat, batch)),
+        "read_first": partial(_drain, _read_store(store, batch, seed=0)),
+        "read_floor_runs": partial(_drain, _read_runs(flat, batch)),
+    }
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
 def _read_rows(flat: np.ndarray, batch: int) -> Iterator[torch.Tensor]:
     order = np.random.default_rng(0).permutation(len(flat))
     for start in range(0, len(flat), batch):
@@ -251,11 +262,22 @@ def _drain(batches: Iterator[torch.Tensor]) -> None:
         rows[-1, -1].item()
 
 
-def _take_turns(seconds: dict[str, list[float]], turn: int, jobs: Mapping[str, Callable[[], object]]) -> None:
-    """Times every job, in another order each turn, each after what was written before has reached the disk."""
+def _take_turns(
+    seconds: dict[str, list[float]],
+    turn: int,
+    jobs: Mapping[str, Callable[[], object]],
+    clear: Mapping[str, Path] = MappingProxyType({}),
+) -> None:
+    """Times every job, in another order each turn, each after what was written before has reached the disk.
+
+    What a job wrote the turn before, at `clear[name]`, is removed just before it runs, so that each finds as much free
+    memory and disk as the others.
+    """
     names = list(jobs)
     shift = turn % len(names)
     for name in names[shift:] + names[:shift]:
+        if name in clear:
+            _remove(clear[name])
         if hasattr(os, "sync"):
             os.sync()
         started = time.perf_counter()

@@ -43,8 +43,11 @@ class Recipe:
         dense: weight of the auxiliary loss that reads shape, style and colour off patch tokens (its heads are thrown
             away): it makes tokens say what they show where they are, and learning several times faster.
         dense_block: which block's output that loss reads.
+        mask: weight of the second auxiliary loss, which reads off early tokens which of their pixels show an object.
+        mask_block: which block's output that loss reads.
         singles: training images with one object.
         several: training images with one to three objects.
+        curriculum: entry l is the share of the steps after which images of difficulty l join in.
         seed: of initialisation and order.
         ema: decay of the running average of the weights, which is what ships.
     """
@@ -52,23 +55,26 @@ class Recipe:
     name: str
     config: dict[str, Any] = field(repr=False)
     steps: int
-    batch: int = 128
+    batch: int = 64
     lr: float = 1e-3
-    warmup: int = 100
+    warmup: int = 200
     weight_decay: float = 0.05
     dense: float = 0.0
     dense_block: int = -2
+    mask: float = 3.0
+    mask_block: int = 1
     singles: int = 80_000
     several: int = 40_000
+    curriculum: tuple[float, ...] = (0.0, 0.10, 0.14, 0.18, 0.24, 0.35)
     seed: int = 0
     ema: float = 0.99
 
 
 def tiny_clip(vocab_size: int) -> Recipe:
-    """Width 192, five blocks, 8 x 8 patch tokens; the text tower is as small as the grammar allows."""
+    """Width 160, five blocks, 8 x 8 patch tokens; the text tower is as small as the grammar allows."""
     model = {
         "embed_dim": 128,
-        "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 192, "layers": 5, "head_width": 48},
+        "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 160, "layers": 5, "head_width": 32},
         "text_cfg": {
             "context_length": 40,
             "vocab_size": vocab_size,
@@ -78,7 +84,7 @@ def tiny_clip(vocab_size: int) -> Recipe:
             "layers": 2,
         },
     }
-    return Recipe("tiny-clip", {"model_cfg": model, "preprocess_cfg": _PREPROCESS}, steps=850, dense=0.7)
+    return Recipe("tiny-clip", {"model_cfg": model, "preprocess_cfg": _PREPROCESS}, steps=4000, dense=1.0)
 
 
 def tiny_vit() -> Recipe:
@@ -94,11 +100,11 @@ def tiny_vit() -> Recipe:
         "num_classes": _n_labels("tiny-vit"),
     }
     stored = {"model_args": args, "preprocess_cfg": _PREPROCESS, "labels": _labels("tiny-vit")}
-    return Recipe("tiny-vit", stored, steps=800, dense=0.3)
+    return Recipe("tiny-vit", stored, steps=4000, dense=1.0)
 
 
 def judge() -> Recipe:
     """A residual network, trained on labels."""
     args = {"n_labels": _n_labels("judge"), "widths": [32, 64, 96, 128], "image_size": 64}
     stored = {"model_args": args, "preprocess_cfg": _PREPROCESS, "labels": _labels("judge")}
-    return Recipe("judge", stored, steps=900, lr=2e-3)
+    return Recipe("judge", stored, steps=900, batch=128, lr=2e-3, curriculum=(0.0,) * 6)

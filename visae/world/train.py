@@ -70,9 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         make = commands.add_parser(name, help=f"train {name}")
         make.add_argument("--out", type=Path, default=models.folder(name), help="folder for the model")
         make.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "visae-world")
-        make.add_argument(
-            "--threads", type=int, help="CPU threads; 1 is fastest on a busy machine"
-        )
+        make.add_argument("--threads", type=int, help="CPU threads; 1 is fastest on a busy machine")
         make.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     measure = commands.add_parser("eval", help="metrics of a shipped model on the test split")
     measure.add_argument("name", choices=models.MODELS)

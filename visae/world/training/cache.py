@@ -30,6 +30,7 @@ class Cache:
         images: `[n, 64, 64, 3]` uint8.
         facts: `[n, 26]` int8 from `scene_facts`.
         patches: `[n, 64]` uint8: the object each patch shows (0 none, 255 too little of one to say).
+        masks: `[n, 64, 8]` uint8: which pixels show any object, eight to a byte, one row per patch.
         captions: `[n, 2, 26]` int8 from `caption_facts`.
         texts: the captions, as bytes `[n, 2]` of fixed width.
     """
@@ -37,6 +38,7 @@ class Cache:
     images: np.ndarray
     facts: np.ndarray
     patches: np.ndarray
+    masks: np.ndarray
     captions: np.ndarray
     texts: np.ndarray
 
@@ -49,14 +51,20 @@ def _layout(n: int) -> dict[str, tuple[tuple[int, ...], str]]:
         "images": ((n, 64, 64, 3), "u1"),
         "facts": ((n, 26), "i1"),
         "patches": ((n, GRID * GRID), "u1"),
+        "masks": ((n, GRID * GRID, PATCH), "u1"),
         "captions": ((n, N_CAPTIONS, 26), "i1"),
         "texts": ((n, N_CAPTIONS), "S256"),
     }
 
 
+def _tiles(masks: np.ndarray) -> np.ndarray:
+    """`[64, 64]` pixels as `[64, 64]` patches by pixels within."""
+    return masks.reshape(GRID, PATCH, GRID, PATCH).transpose(0, 2, 1, 3).reshape(GRID * GRID, PATCH * PATCH)
+
+
 def patch_objects(masks: np.ndarray) -> np.ndarray:
     """The object each patch shows: `[64, 64]` object numbers to `[64]` uint8, 255 where it covers less than 30 %."""
-    tiles = masks.reshape(GRID, PATCH, GRID, PATCH).transpose(0, 2, 1, 3).reshape(GRID * GRID, PATCH * PATCH)
+    tiles = _tiles(masks)
     cover = np.stack([(tiles == number).sum(1) for number in (1, 2, 3)], 1)
     best = cover.argmax(1)
     most = cover.max(1)
@@ -72,7 +80,9 @@ def _fill(folder: str, n: int, singles: int, start: int) -> int:
         scene = (one if row < singles else several).scene(row)
         out["images"][row] = render(scene, 64)
         out["facts"][row] = scene_facts(scene)
-        out["patches"][row] = patch_objects(regions(scene, 64))
+        objects = regions(scene, 64)
+        out["patches"][row] = patch_objects(objects)
+        out["masks"][row] = np.packbits(_tiles(objects) > 0, axis=1)
         for j in range(N_CAPTIONS):
             caption = draw_caption(scene, Stream(77, row, j))
             out["captions"][row, j] = caption_facts(caption)

@@ -90,3 +90,21 @@ def presence(scenes: Tensor, factors: dict[str, list[str]]) -> tuple[Tensor, Ten
         seen = ~blind if factor == "rotation" else torch.ones_like(blind)
         weights.append(seen[:, None].float().expand(n, len(values)))
     return torch.cat(columns, 1), torch.cat(weights, 1)
+
+
+def difficulty(scenes: np.ndarray) -> np.ndarray:
+    """How hard it is to make out the shape in each image, for the curriculum.
+
+    Args:
+        scenes: `[n, 26]` from `scene_facts`.
+
+    Returns:
+        `[n]` 0 one large upright object in a plain style, 1 the same at any angle, 2 in any style, 3 also of medium
+        size, 4 of any size, 5 several objects.
+    """
+    size, turn, style = (scenes[:, FACT_FACTORS.index(factor)] for factor in ("size", "rotation", "style"))
+    plain = np.isin(style, [FACTORS["style"].index(name) for name in ("flat", "outline", "gradient")])
+    upright = turn == FACTORS["rotation"].index("upright")
+    by_size = np.select([size == FACTORS["size"].index(name) for name in ("large", "medium")], [2, 3], 4)
+    one = np.where((by_size == 2) & plain, np.where(upright, 0, 1), by_size)
+    return np.where(scenes[:, -1] == FACTORS["count"].index("one"), one, 5)

@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from visae.world.recipes import Recipe
-from visae.world.training.cache import Cache
+from visae.world.training.cache import N_CAPTIONS, Cache
+from visae.world.training.facts import difficulty
 from visae.world.training.tasks import Task
 
 _CLIP_NORM = 1.0
@@ -26,13 +27,24 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.lr * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * along)))
 
 
-def batch_rows(recipe: Recipe, n: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the cache and caption numbers of one step: a function of the step, so that resuming changes nothing."""
-    per_epoch = n // recipe.batch
-    epoch, within = divmod(step, per_epoch)
-    order = np.random.default_rng((recipe.seed, epoch)).permutation(n)
+def batch_rows(recipe: Recipe, levels: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the cache and caption numbers of one step: a function of the step, so that resuming changes nothing.
+
+    Args:
+        recipe: batch size, seed and curriculum.
+        levels: `[n]` difficulty of each row, from `difficulty`.
+        step: which.
+
+    Returns:
+        (`[B]` rows, `[B]` 0 or 1).
+    """
+    starts = [round(share * recipe.steps) for share in recipe.curriculum]
+    level = max(number for number, start in enumerate(starts) if step >= start)
+    pool = np.flatnonzero(levels <= level)
+    epoch, within = divmod(step - starts[level], max(1, len(pool) // recipe.batch))
+    order = np.random.default_rng((recipe.seed, level, epoch)).permutation(pool)
     rows = np.sort(order[within * recipe.batch : (within + 1) * recipe.batch])
-    return rows, np.random.default_rng((recipe.seed, 1, step)).integers(0, 2, recipe.batch)
+    return rows, np.random.default_rng((recipe.seed, 99, step)).integers(0, N_CAPTIONS, len(rows))
 
 
 class Average:
@@ -97,7 +109,7 @@ def fit(
     cache: Cache,
     checkpoint: Path,
     on_save: Callable[[int, dict[str, Tensor]], None],
-    every: int = 150,
+    every: int = 250,
 ) -> dict[str, Tensor]:
     """Train to the last step.
 
@@ -117,13 +129,14 @@ def fit(
     start = _resume(checkpoint, task, optimizer, average)
     kind = torch.device(task.device).type
     began = time.monotonic()
+    levels = difficulty(np.asarray(cache.facts))
     # Many tiny attentions: plain matrix products beat the fused kernel on a CPU.
     with tqdm(total=recipe.steps, initial=start, desc=recipe.name) as bar, sdpa_kernel(SDPBackend.MATH):
         for step in range(start, recipe.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step)
             with torch.autocast(kind, torch.bfloat16):
-                losses = task.loss(*batch_rows(recipe, len(cache), step))
+                losses = task.loss(*batch_rows(recipe, levels, step))
             optimizer.zero_grad(set_to_none=True)
             losses["total"].backward()
             for group in optimizer.param_groups:

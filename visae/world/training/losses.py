@@ -8,6 +8,8 @@ from visae.world.factors import FACTORS
 from visae.world.training.facts import FACT_FACTORS, N_SLOTS
 
 DENSE_FACTORS = ("shape", "style", "colour")
+N_PIXELS = 64
+"""Pixels of a patch."""
 
 
 def contrastive(scores: Tensor, true: Tensor) -> Tensor:
@@ -43,10 +45,22 @@ class DenseHeads(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.heads = nn.ModuleDict({factor: nn.Linear(width, len(FACTORS[factor])) for factor in DENSE_FACTORS})
-        self.objectness = nn.Linear(width, 1)
+        self.early_norm = nn.LayerNorm(width)
+        self.silhouette = nn.Linear(width, N_PIXELS)
+
+    def outline_loss(self, tokens: Tensor, masks: Tensor) -> Tensor:
+        """Cross-entropy of which pixels of its patch each early token sees an object on.
+
+        Shape is the arrangement of silhouettes whatever fills them; told so early, later blocks find it much sooner.
+
+        Args:
+            tokens: `[B, P, width]` patch tokens of an early block.
+            masks: `[B, P, 64]` 0 or 1.
+        """
+        return functional.binary_cross_entropy_with_logits(self.silhouette(self.early_norm(tokens)).float(), masks)
 
     def forward(self, tokens: Tensor, objects: Tensor, facts: Tensor) -> Tensor:
-        """Whether each patch shows an object, and cross-entropy of shape, style and colour where it does.
+        """Cross-entropy of shape, style and colour on patches that show an object.
 
         Args:
             tokens: `[B, P, width]` patch tokens.
@@ -56,10 +70,8 @@ class DenseHeads(nn.Module):
         tokens = self.norm(tokens)
         things = facts[:, :-2].reshape(len(facts), N_SLOTS, len(FACT_FACTORS)).long()
         shown = (objects.long() - 1).clamp(0, N_SLOTS - 1)
-        on, asked = (objects > 0) & (objects < 255), objects < 255
-        present = self.objectness(tokens[asked]).float()[:, 0]
-        total = functional.binary_cross_entropy_with_logits(present, on[asked].float())
-        # The classes are asked of object patches alone: averaged over the background, shape would hardly count.
+        on = (objects > 0) & (objects < 255)
+        total = tokens.new_zeros(())
         for factor, head in self.heads.items():
             answer = torch.gather(things[:, :, FACT_FACTORS.index(factor)], 1, shown)
             total = total + functional.cross_entropy(head(tokens[on]).float(), answer[on])

@@ -18,7 +18,6 @@ from visae.world.training.cache import Cache
 from visae.world.training.facts import caption_facts, presence, truth
 from visae.world.training.losses import DenseHeads, contrastive
 
-
 _SPOKEN = ("shape", "family", "style", "colour", "background", "size", "position")
 
 
@@ -78,30 +77,33 @@ class Task:
         self._single_facts = np.stack([caption_facts(_single(factor, value)) for factor, value in singles])
         self.helper: nn.Module = nn.Identity()
         if recipe.dense > 0.0:
-            self.helper = DenseHeads(self._block().ln_1.weight.numel() if self._is_clip else self.model.embed_dim)
-            self.helper.to(device)
+            width = self._blocks()[0].ln_1.weight.numel() if self._is_clip else self.model.embed_dim
+            self.helper = DenseHeads(width).to(device)
 
     @property
     def _is_clip(self) -> bool:
         return "model_cfg" in self.recipe.config
 
-    def _block(self) -> nn.Module:
-        """The block whose output the auxiliary loss reads."""
+    def _blocks(self) -> list[nn.Module]:
+        """The early and the late block whose outputs the auxiliary losses read."""
         blocks = self.model.visual.transformer.resblocks if self._is_clip else self.model.blocks
-        return blocks[self.recipe.dense_block]
+        return [blocks[self.recipe.mask_block], blocks[self.recipe.dense_block]]
 
     @contextmanager
     def _watched(self) -> Iterator[list[Tensor]]:
-        """Collects the output of the watched block, where there is one."""
+        """Collects the outputs of the watched blocks, where there are any."""
         seen: list[Tensor] = []
         if self.recipe.dense == 0.0:
             yield seen
             return
-        handle = self._block().register_forward_hook(lambda _module, _args, output: seen.append(output))
+        handles = [
+            block.register_forward_hook(lambda _module, _args, output: seen.append(output)) for block in self._blocks()
+        ]
         try:
             yield seen
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def loss(self, rows: np.ndarray, pick: np.ndarray) -> dict[str, Tensor]:
         """Losses of one batch; the entry `total` is the one to minimise.
@@ -117,8 +119,13 @@ class Task:
         parts = {"main": main}
         if seen:
             objects = torch.from_numpy(self.cache.patches[rows]).to(self.device)
-            parts["dense"] = self.helper(seen[0][:, -objects.shape[1] :], objects, facts)
-        return parts | {"total": main + self.recipe.dense * parts.get("dense", 0.0)}
+            masks = torch.from_numpy(np.unpackbits(self.cache.masks[rows], axis=2)).to(self.device).float()
+            early, late = (tokens[:, -objects.shape[1] :] for tokens in seen)
+            parts["mask"] = self.helper.outline_loss(early, masks)
+            parts["dense"] = self.helper(late, objects, facts)
+            extra = self.recipe.dense * parts["dense"] + self.recipe.mask * parts["mask"]
+            return parts | {"total": main + extra}
+        return parts | {"total": main}
 
     def _contrastive(self, images: Tensor, facts: Tensor, rows: np.ndarray, pick: np.ndarray) -> Tensor:
         if self.tokenizer is None:
