@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, field, is_dataclass, make_dataclass
+from functools import reduce
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +33,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status (2 for a mistake of the user, with one clear message)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Threads that wait by spinning make every step several times slower on a machine that is shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     name = " ".join(arguments[: 2 if arguments[:1] == ["bench"] else 1])
     if name in ("", "-h", "--help", "bench", "bench --help", "bench -h"):
         _say(overview(prefix="bench" if name.startswith("bench") else ""))
@@ -71,8 +74,11 @@ def overview(prefix: str = "") -> str:
     for name, target in COMMANDS.items():
         if name.startswith(prefix):
             lines.append(f"  visae {name:<15} {_first_line(*target.split(':'))}")
-    lines += ["", "visae COMMAND --help explains a command with an example. Every command also takes a YAML file",
-              "(visae train run.yaml --steps 500): its keys are the flags, and flags on the command line win."]  # fmt: skip
+    lines += [
+        "",
+        "visae COMMAND --help explains a command with an example. Every command also takes a YAML file",
+        "(visae train run.yaml --k 16): its keys are the flags, and flags on the command line win.",
+    ]
     return "\n".join(lines)
 
 
@@ -122,13 +128,14 @@ def config_class(function: Callable[..., Any]) -> type:
     rows: list[tuple[str, Any, Any]] = []
     for parameter in inspect.signature(function).parameters.values():
         default = parameter.default
-        kind = Annotated[parameter.annotation, tyro.conf.arg(help=told.get(parameter.name, ""))]
+        marks: list[Any] = [tyro.conf.arg(help=told.get(parameter.name, ""))]
         if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:  # keyword-only parameters become flags
-            kind = Annotated[kind, tyro.conf.Positional]
+            marks.append(tyro.conf.Positional)
+        kind = reduce(lambda base, mark: Annotated[base, mark], marks, parameter.annotation)  # type: ignore
         if default is inspect.Parameter.empty:
             rows.append((parameter.name, kind, field()))
         elif isinstance(default, dict | list):
-            rows.append((parameter.name, kind, field(default_factory=lambda value=default: type(value)(value))))
+            rows.append((parameter.name, kind, field(default_factory=default.copy)))
         else:
             rows.append((parameter.name, kind, field(default=default)))
     plain = make_dataclass(function.__name__.title(), rows, kw_only=True)
@@ -152,7 +159,7 @@ def read_yaml(config: type, path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path} should map option names to values, got {type(data).__name__}")
     try:
-        checked = pydantic.TypeAdapter(config).validate_python(data)
+        checked: Any = pydantic.TypeAdapter(config).validate_python(data)
     except pydantic.ValidationError as error:
         known = ", ".join(config.__dataclass_fields__)  # type: ignore[attr-defined]
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())

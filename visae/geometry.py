@@ -192,8 +192,9 @@ class Geometry:
         shares = np.stack([self.coverage(regions == name) for name in names])
         return names[shares.argmax(0)].astype(np.int64)
 
-    def to_image(self, heat: np.ndarray, image_hw: HW, mode: Literal["nearest", "bilinear"] = "bilinear",
-                 fill: float = 0.0) -> np.ndarray:
+    def to_image(
+        self, heat: np.ndarray, image_hw: HW, mode: Literal["nearest", "bilinear"] = "bilinear", fill: float = 0.0
+    ) -> np.ndarray:
         """Token values `[..., h, w]` as a map of the image `[..., H, W]`; `fill` where the model saw nothing.
 
         Raises:

@@ -242,7 +242,10 @@ def load_model(name: str, *, pretrained: bool = True, image_size: int | tuple[in
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     request = Request(rest, pretrained=pretrained and checkpoint is None, checkpoint=checkpoint, image_size=size,
                       options=options)
-    return _family(family).build(request).to(device, dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # random weights are the same in every process, so a stopped run finds its model again
+        built = _family(family).build(request)
+    return built.to(device, dtype)
 
 
 def wrap(module: nn.Module, *, family: str | None = None, name: str | None = None,

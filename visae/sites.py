@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -60,15 +61,17 @@ class Site:
         return self.token_kinds[: len(self.token_kinds) - patches]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, for cards."""
-        return asdict(self)
+        """JSON form, for cards; runs of one kind of token are counted: `[["cls", 1], ["patch", 196]]`."""
+        runs = [[kind, sum(1 for _ in run)] for kind, run in groupby(self.token_kinds)]
+        return {**asdict(self), "token_kinds": runs}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Site":
         """Reverse of `to_dict`."""
-        keys = ("token_kinds", "grid", "stride", "offset", "reach")
+        keys = ("grid", "stride", "offset", "reach")
         tuples = {key: tuple(data[key]) if data.get(key) is not None else None for key in keys}
-        return cls(**{**data, **tuples})
+        kinds = tuple(kind for kind, count in data["token_kinds"] for _ in range(count))
+        return cls(**{**data, **tuples, "token_kinds": kinds})
 
 
 def to_tokens(native: Tensor, layout: Layout) -> Tensor:

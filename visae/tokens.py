@@ -105,14 +105,15 @@ class TokenPolicy:
 def _hash(a: np.ndarray, b: np.ndarray, seed: int) -> np.ndarray:
     """Mixes item, place and seed into 64 bits (the finaliser of splitmix64), so that a draw depends on nothing else."""
     with np.errstate(over="ignore"):
-        z = a * np.uint64(0x9E3779B97F4A7C15) + b * np.uint64(0xC2B2AE3D27D4EB4F) + np.uint64(seed)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+        z: np.ndarray = a * np.uint64(0x9E3779B97F4A7C15) + b * np.uint64(0xC2B2AE3D27D4EB4F) + np.uint64(seed)
+        z = (z ^ np.right_shift(z, np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ np.right_shift(z, np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ np.right_shift(z, np.uint64(31))
 
 
-def gather(activations: Tensor, kinds: Sequence[str], grid: tuple[int, int] | None, items: np.ndarray,
-           places: np.ndarray) -> Tokens:
+def gather(
+    activations: Tensor, kinds: Sequence[str], grid: tuple[int, int] | None, items: np.ndarray, places: np.ndarray
+) -> Tokens:
     """Picks rows out of `[n, t, d]` activations.
 
     Args:

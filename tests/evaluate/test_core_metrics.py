@@ -108,8 +108,9 @@ def test_halving_the_codes_halves_the_shrinkage_ratio():
 def test_kinds_of_token_are_measured_each_around_its_own_mean():
     sae, x = trained(), tokens(n=300, seed=4)
     kind = torch.tensor([1, 0, 0] * 100, dtype=torch.uint8)
-    whole = evaluate_sae(sae, [SimpleNamespace(rows=x[i : i + 90], kind=kind[i : i + 90]) for i in range(0, 300, 90)],
-                         batch=40)
+    whole = evaluate_sae(
+        sae, [SimpleNamespace(rows=x[i : i + 90], kind=kind[i : i + 90]) for i in range(0, 300, 90)], batch=40
+    )
     assert sorted(whole.by_kind) == ["cls", "patch"]
     for name, code in (("patch", 0), ("cls", 1)):
         alone = evaluate_sae(sae, [x[kind == code]])

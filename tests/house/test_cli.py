@@ -38,9 +38,9 @@ def paint(
 
 def test_flags_come_from_the_signature_and_keep_their_types():
     options = cli.resolve(paint, ["a.png", "--colour", "blue", "--size", "3", "4", "--layers", "x", "y"], "visae paint")
-    assert options == {
-        "picture": Path("a.png"), "colour": "blue", "size": (3, 4), "layers": ("x", "y"), "strength": 1.0, "options": {},
-    }  # fmt: skip
+    assert options["picture"] == Path("a.png")
+    assert (options["colour"], options["size"], options["layers"]) == ("blue", (3, 4), ("x", "y"))
+    assert (options["strength"], options["options"]) == (1.0, {})
 
 
 def test_a_yaml_file_gives_options_and_flags_win_over_it(tmp_path):

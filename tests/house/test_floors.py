@@ -50,7 +50,9 @@ def files() -> list[tuple[str, Path]]:
 @pytest.mark.parametrize(("module", "path"), files(), ids=[m for m, _ in files()])
 def test_a_file_imports_only_from_floors_below_its_own(module, path):
     wrong = [target for target in imported(path) if not allowed(module, target)]
-    assert not wrong, f"{module} (floor {home(module)[1]}) imports {wrong}: see the plan of the house in CONTRIBUTING.md"
+    assert not wrong, (
+        f"{module} (floor {home(module)[1]}) imports {wrong}: see the plan of the house in CONTRIBUTING.md"
+    )
 
 
 def test_the_rule_itself_refuses_what_it_should():

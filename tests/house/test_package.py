@@ -25,7 +25,8 @@ def test_the_package_list_names_every_package_of_the_tree():
 
 
 def test_importing_visae_brings_no_heavy_library():
-    code = "import sys, visae; print([m for m in ('timm','open_clip','transformers','diffusers','matplotlib','pydantic') if m in sys.modules])"
+    heavy = ("timm", "open_clip", "transformers", "diffusers", "matplotlib", "pydantic")
+    code = f"import sys, visae; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == "[]"
 
@@ -41,7 +42,9 @@ def test_every_public_name_of_visae_can_be_brought():
 def test_adapters_are_importable_as_part_of_visae_and_not_as_a_global_module(tmp_path):
     code = "import visae.adapters, importlib.util as u; print(u.find_spec('adapters') is None)"
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=env)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=env
+    )
     assert out.stdout.strip() == "True"
 
 
@@ -62,12 +65,25 @@ def wheel(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
     source = out / "source"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True, capture_output=True)
-    changed = subprocess.run(["git", "ls-files", "-m", "-o", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    changed = subprocess.run(
+        ["git", "ls-files", "-m", "-o", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
     for name in changed.stdout.split():  # what is not committed yet is built too
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(out), str(source)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(out),
+        str(source),
+    ]
     subprocess.run(build, check=True, capture_output=True)
     (built,) = out.glob("visae-*.whl")
     with zipfile.ZipFile(built) as archive:
@@ -76,7 +92,12 @@ def wheel(tmp_path_factory) -> Path:
 
 
 def test_the_wheel_holds_models_pages_configurations_and_the_typing_mark(wheel):
-    for part in ("py.typed", "adapters/timm.py", "world/models/tiny-clip/model.safetensors", "datasets_cfg/imagenet.yaml"):
+    for part in (
+        "py.typed",
+        "adapters/timm.py",
+        "world/models/tiny-clip/model.safetensors",
+        "datasets_cfg/imagenet.yaml",
+    ):
         assert (wheel / "visae" / part).is_file(), f"{part} is not in the wheel"
     assert list((wheel / "visae" / "show" / "assets").iterdir())
     assert not (wheel / "adapters").exists()

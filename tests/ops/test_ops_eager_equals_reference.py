@@ -7,15 +7,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from visae.ops import BatchTopK, Dense, Eager, Pattern, Reference, Threshold, TopK, make_ops
 
 N, D, F = 40, 12, 128
-RULES = [TopK(5), TopK(5, signed=True), BatchTopK(5), BatchTopK(4.5, signed=True), Threshold(torch.tensor(0.5)),
-         Threshold(torch.linspace(0, 2, F))]
+RULES = [
+    TopK(5),
+    TopK(5, signed=True),
+    BatchTopK(5),
+    BatchTopK(4.5, signed=True),
+    Threshold(torch.tensor(0.5)),
+    Threshold(torch.linspace(0, 2, F)),
+]
 
 
 def world(seed=0, dtype=torch.float64):
     g = torch.Generator().manual_seed(seed)
     make = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype).requires_grad_()  # noqa: E731
-    return {"u": make(N, D), "weight": make(F, D), "bias": make(F), "shift": make(D), "atoms": make(F, D),
-            "out": make(D)}
+    return {
+        "u": make(N, D),
+        "weight": make(F, D),
+        "bias": make(F),
+        "shift": make(D),
+        "atoms": make(F, D),
+        "out": make(D),
+    }
 
 
 def run(ops, t, rule, among):

@@ -9,8 +9,10 @@ from visae.ops import Adam, project_rows
 def parameters(dtype=torch.float64):
     g = torch.Generator().manual_seed(0)
     rows = torch.nn.functional.normalize(torch.randn(20, 8, generator=g, dtype=torch.float64), dim=1)
-    return {"a": torch.nn.Parameter(torch.randn(6, generator=g, dtype=torch.float64).to(dtype)),
-            "rows": torch.nn.Parameter(rows.to(dtype))}
+    return {
+        "a": torch.nn.Parameter(torch.randn(6, generator=g, dtype=torch.float64).to(dtype)),
+        "rows": torch.nn.Parameter(rows.to(dtype)),
+    }
 
 
 def train(adam, steps, start=0):

@@ -14,8 +14,17 @@ SITE = Site("blocks.2", "visual.blocks.2", "output", "NLC", 16, ("cls",) + ("pat
 
 
 def card(kind="topk"):
-    return Card(kind, 16, 64, model=MODEL, site=SITE.to_dict(), policy={"kinds": ["patch"]}, geometry={"grid": [2, 2]},
-                data={"name": "world", "fingerprint": "f00"}, metrics={"fvu": 0.25, "n": 1000})
+    return Card(
+        kind,
+        16,
+        64,
+        model=MODEL,
+        site=SITE.to_dict(),
+        policy={"kinds": ["patch"]},
+        geometry={"grid": [2, 2]},
+        data={"name": "world", "fingerprint": "f00"},
+        metrics={"fvu": 0.25, "n": 1000},
+    )
 
 
 def test_every_kind_comes_back_with_the_same_codes_and_its_card(sae, tokens, tmp_path):

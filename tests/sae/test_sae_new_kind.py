@@ -48,8 +48,15 @@ class Doubled(Encoder):
 def new_kind(request):
     def build(d, n_latents, k=4):
         signed = request.param == "signed"
-        return Dictionary(request.param, d, n_latents, encoder=Linear(d, n_latents) if signed else Doubled(),
-                          activation=AbsTopK(k), decoder=UnitNorm(d, n_latents), penalties=[AuxK()])
+        return Dictionary(
+            request.param,
+            d,
+            n_latents,
+            encoder=Linear(d, n_latents) if signed else Doubled(),
+            activation=AbsTopK(k),
+            decoder=UnitNorm(d, n_latents),
+            penalties=[AuxK()],
+        )
 
     KINDS.register(request.param)(build)
     yield request.param

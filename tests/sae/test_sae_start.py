@@ -96,8 +96,9 @@ def test_codes_pad_with_minus_one_and_survive_every_conversion():
     assert torch.equal(codes.ragged().to_dense(), dense)
     assert codes.l0().tolist() == [2, 0, 1]
     assert codes.latent(3).tolist() == [-1, 0, 0]
-    assert torch.equal(Codes.cat([codes, Codes.from_dense(dense[:1]), codes[1:]]).to_dense(),
-                       torch.cat([dense, dense[:1], dense[1:]]))
+    assert torch.equal(
+        Codes.cat([codes, Codes.from_dense(dense[:1]), codes[1:]]).to_dense(), torch.cat([dense, dense[:1], dense[1:]])
+    )
     assert Codes.of(Dense(dense), capacity=4).indices.shape == (3, 4)
     with pytest.raises(ValueError, match="one shape"):
         Codes(codes.indices, codes.values[:, :1], 4)

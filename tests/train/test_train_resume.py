@@ -79,8 +79,11 @@ def test_ten_steps_a_crash_and_ten_more_equal_twenty_bit_for_bit(kind, precision
     assert (result.steps, result.samples) == (again.steps, again.samples) == (20, 1280)
 
 
-@pytest.mark.parametrize("make", [lambda: islice(Planted(WORLD, 64), 40), lambda: list(islice(Planted(WORLD, 64), 7))],
-                         ids=["iterator", "list, several epochs"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: islice(Planted(WORLD, 64), 40), lambda: list(islice(Planted(WORLD, 64), 7))],
+    ids=["iterator", "list, several epochs"],
+)
 def test_loaders_without_a_state_are_resumed_by_drawing_what_was_used(make, tmp_path):
     whole, _ = fit("topk", tmp_path / "whole", make())
     with pytest.raises(Stop):
@@ -142,8 +145,10 @@ def test_a_process_killed_outright_leaves_a_run_that_resumes_to_the_same_bits(tm
     common = {"steps": 150, "precision": "fp32"}
     resumed, _ = fit("topk", out, Planted(WORLD, 64), resume=True, **common)
     whole, _ = fit("topk", tmp_path / "whole", Planted(WORLD, 64), **common)
-    assert all(torch.equal(a, b) for a, b in zip(whole.sae.state_dict().values(), resumed.sae.state_dict().values(),
-                                                 strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.sae.state_dict().values(), resumed.sae.state_dict().values(), strict=True)
+    )
     assert without_speed(out) == without_speed(tmp_path / "whole")
 
 

@@ -55,7 +55,9 @@ class TokenSource(Protocol):
 
     meta: Any
     n_rows: int
-    factors: FactorTable
+
+    @property
+    def factors(self) -> FactorTable: ...
 
     @property
     def keys(self) -> Sequence[str]:

@@ -104,8 +104,10 @@ class Metrics:
     def summary(self) -> str:
         """One line for people."""
         certain = "" if self.n >= ENOUGH else f" (silent in {self.n} tokens; 1 000 000 would settle it)"
-        return (f"FVU {self.fvu:.4f}, cosine {self.cosine_centred:.3f}, L0 {self.l0:.1f}, dead {100 * self.dead:.1f} %"
-                f"{certain}, shrinkage {self.shrinkage:.3f}")
+        return (
+            f"FVU {self.fvu:.4f}, cosine {self.cosine_centred:.3f}, L0 {self.l0:.1f}, dead {100 * self.dead:.1f} %"
+            f"{certain}, shrinkage {self.shrinkage:.3f}"
+        )
 
 
 class _Sums:

@@ -16,8 +16,9 @@ class Ops(Protocol):
 
     name: str
 
-    def encode_select(self, u: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, rule: Rule,
-                      among: Tensor | None = None) -> Coded:
+    def encode_select(
+        self, u: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, rule: Rule, among: Tensor | None = None
+    ) -> Coded:
         """Codes `max(0, (u - shift) weight^T + bias)` (no max where the rule is signed) where the rule keeps them.
 
         Args:

@@ -41,8 +41,9 @@ class _Encoded(torch.autograd.Function):
     """Values picked out of a linear encoder (`x` is `u - shift`), with the sparse backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, _u: Tensor, weight: Tensor, _bias: Tensor, _shift: Tensor, x: Tensor, pattern: Pattern,
-                values: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, _u: Tensor, weight: Tensor, _bias: Tensor, _shift: Tensor, x: Tensor, pattern: Pattern, values: Tensor
+    ) -> Tensor:
         ctx.pattern = pattern
         ctx.save_for_backward(x, weight)
         return values.view_as(values)
@@ -106,8 +107,9 @@ class Eager:
         out = buffer[:size].view(x.shape[0], weight.shape[0])
         return torch.addmm(bias.to(dtype), x.to(dtype), weight.to(dtype).T, out=out)
 
-    def encode_select(self, u: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, rule: Rule,
-                      among: Tensor | None = None) -> Coded:
+    def encode_select(
+        self, u: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, rule: Rule, among: Tensor | None = None
+    ) -> Coded:
         """See `visae.ops.base.Ops`."""
         with torch.no_grad():
             x = u - shift

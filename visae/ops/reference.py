@@ -12,8 +12,9 @@ class Reference:
 
     name = "reference"
 
-    def encode_select(self, u: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, rule: Rule,
-                      among: Tensor | None = None) -> Coded:
+    def encode_select(
+        self, u: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, rule: Rule, among: Tensor | None = None
+    ) -> Coded:
         """See `visae.ops.base.Ops`."""
         pre = (u - shift) @ weight.T + bias
         if among is None:

@@ -32,8 +32,14 @@ class Adam:
         fused: torch's fused kernel; False spells the formulas out (the oracle).
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], unit: Iterable[str] = (),
-                 betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-10, fused: bool = True):
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        unit: Iterable[str] = (),
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-10,
+        fused: bool = True,
+    ):
         self.parameters = {name: p for name, p in parameters.items() if p.requires_grad}
         self.unit = frozenset(unit) & self.parameters.keys()
         self.betas, self.eps = betas, eps

@@ -74,8 +74,10 @@ class Card:
         if not isinstance(data, dict):
             raise ValueError(f"{where} should hold one JSON object, got {type(data).__name__}")
         if (schema := data.get("schema")) != SCHEMA:
-            raise ValueError(f"{where} has card schema {schema!r}; this visae {__version__} reads {SCHEMA}: "
-                             "use the version of visae that wrote it, or export it again")
+            raise ValueError(
+                f"{where} has card schema {schema!r}; this visae {__version__} reads {SCHEMA}: "
+                "use the version of visae that wrote it, or export it again"
+            )
         known = {f.name for f in fields(cls)}
         if unknown := sorted(data.keys() - known):
             raise ValueError(f"{where} has unknown keys {', '.join(unknown)}; known: {', '.join(sorted(known))}")
@@ -105,8 +107,10 @@ class Card:
             if asked and not known:
                 wrong.append(f"no {noun} on its card, asked for {asked}")
         if wrong:
-            raise MismatchError(f"this dictionary was trained on {'; '.join(wrong)}. Codes of another model or site "
-                                "mean nothing: load the right one, or pass force=True if you know they agree")
+            raise MismatchError(
+                f"this dictionary was trained on {'; '.join(wrong)}. Codes of another model or site "
+                "mean nothing: load the right one, or pass force=True if you know they agree"
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -58,8 +58,9 @@ class Codes:
         place = torch.arange(rows.shape[0], device=rows.device) - (counts.cumsum(0) - counts)[rows]
         indices = torch.full((n, width), -1, dtype=torch.int64, device=rows.device)
         padded = torch.zeros((n, width), dtype=values.dtype, device=rows.device)
-        return cls(indices.index_put((rows, place), columns), padded.index_put((rows, place), values),
-                   coded.pattern.n_latents)
+        return cls(
+            indices.index_put((rows, place), columns), padded.index_put((rows, place), values), coded.pattern.n_latents
+        )
 
     @classmethod
     def cat(cls, parts: Sequence["Codes"]) -> "Codes":

@@ -64,9 +64,19 @@ class Dictionary(nn.Module):
     scale: Tensor
     samples_since_fired: Tensor
 
-    def __init__(self, kind: str, d: int, n_latents: int, *, encoder: Encoder, activation: Activation,
-                 decoder: Decoder, scheme: nn.Module | None = None, penalties: Sequence[Penalty] = (),
-                 options: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        kind: str,
+        d: int,
+        n_latents: int,
+        *,
+        encoder: Encoder,
+        activation: Activation,
+        decoder: Decoder,
+        scheme: nn.Module | None = None,
+        penalties: Sequence[Penalty] = (),
+        options: dict[str, Any] | None = None,
+    ):
         super().__init__()
         self.kind, self.d, self.n_latents = kind, d, n_latents
         self.options = dict(options or {})
@@ -121,8 +131,9 @@ class Dictionary(nn.Module):
         """Reverse of `normalise`."""
         return u / self.scale + self.mean
 
-    def select(self, u: Tensor, rule: Rule, ops: Ops, *, pre: Tensor | None = None,
-               among: Tensor | None = None) -> Coded:
+    def select(
+        self, u: Tensor, rule: Rule, ops: Ops, *, pre: Tensor | None = None, among: Tensor | None = None
+    ) -> Coded:
         """Codes of normalised inputs by a rule, through the sparse kernels where the encoder is linear."""
         if self.encoder.linear and pre is None:
             return ops.encode_select(u, self.W_enc, self.b_enc, self.decoder.bias, rule, among)
@@ -179,8 +190,10 @@ class Dictionary(nn.Module):
         self.activation.eval()
         try:
             ops = Eager()
-            parts = [Codes.of(self.code(self.normalise(part), ops)[0], self.activation.capacity)
-                     for part in x.split(max(1, CELLS // self.n_latents))]
+            parts = [
+                Codes.of(self.code(self.normalise(part), ops)[0], self.activation.capacity)
+                for part in x.split(max(1, CELLS // self.n_latents))
+            ]
         finally:
             self.activation.train(was)
         return Codes.cat(parts) if len(parts) > 1 else parts[0]

@@ -27,8 +27,14 @@ def describe(sae: Dictionary, card: Card | None = None) -> Card:
     threshold = getattr(sae.activation, "threshold", None)
     scalar = float(threshold) if threshold is not None and threshold.ndim == 0 else None
     base = card or sae.card or Card(sae.kind, sae.d, sae.n_latents)
-    return base.updated(kind=sae.kind, d=sae.d, n_latents=sae.n_latents, options=sae.options, threshold=scalar,
-                        dtype=str(sae.mean.dtype).removeprefix("torch."))
+    return base.updated(
+        kind=sae.kind,
+        d=sae.d,
+        n_latents=sae.n_latents,
+        options=sae.options,
+        threshold=scalar,
+        dtype=str(sae.mean.dtype).removeprefix("torch."),
+    )
 
 
 def check_weights(sae: Dictionary) -> None:
@@ -43,8 +49,10 @@ def check_weights(sae: Dictionary) -> None:
     for name in sorted(sae.unit_parameters()):
         norms = torch.linalg.vector_norm(state[name].double(), dim=1)
         if bool(((norms - 1).abs() > 1e-2).any()):
-            raise ValueError(f"not saved: rows of {name} should have length 1, found {float(norms.min()):.3g} to "
-                             f"{float(norms.max()):.3g}; initialise or train the dictionary first")
+            raise ValueError(
+                f"not saved: rows of {name} should have length 1, found {float(norms.min()):.3g} to "
+                f"{float(norms.max()):.3g}; initialise or train the dictionary first"
+            )
 
 
 def save_sae(sae: Dictionary, path: Path | str, card: Card | None = None) -> Card:
@@ -93,13 +101,25 @@ def load_card(path: Path | str) -> Card:
     if not file.is_file():
         weights = file.with_name(WEIGHTS).is_file()
         raise FileNotFoundError(
-            f"{file} does not exist" + (f" though {WEIGHTS} does: the save was cut short, save again" if weights else
-                                        f"; an SAE is a folder with {WEIGHTS} and {CARD}, as save_sae writes it"))
+            f"{file} does not exist"
+            + (
+                f" though {WEIGHTS} does: the save was cut short, save again"
+                if weights
+                else f"; an SAE is a folder with {WEIGHTS} and {CARD}, as save_sae writes it"
+            )
+        )
     return Card.from_json(file.read_text(encoding="utf-8"), str(file))
 
 
-def load_sae(path: Path | str, model: Any = None, site: Any = None, force: bool = False, *,
-             device: torch.device | str = "cpu", revision: str | None = None) -> Dictionary:
+def load_sae(
+    path: Path | str,
+    model: Any = None,
+    site: Any = None,
+    force: bool = False,
+    *,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+) -> Dictionary:
     """A dictionary from a folder, or from the Hugging Face hub as `hf:user/repository[/folder]`.
 
     Args:
@@ -137,15 +157,20 @@ def _weights(file: Path, card: Card, wanted: dict[str, torch.Tensor]) -> dict[st
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; the card beside it describes it, so the folder is incomplete")
     if (found := digest(file)) != card.weights:
-        raise ValueError(f"{file} is damaged or not the file its card describes: sha256 {found[:16]}..., the card says "
-                         f"{card.weights[:16]}...; copy or save it again")
+        raise ValueError(
+            f"{file} is damaged or not the file its card describes: sha256 {found[:16]}..., the card says "
+            f"{card.weights[:16]}...; copy or save it again"
+        )
     try:
         state = load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file} is not a safetensors file: {error}") from error
     wrong = sorted(state.keys() ^ wanted.keys())
-    wrong += [f"{n} {list(state[n].shape)} (expected {list(wanted[n].shape)})" for n in state.keys() & wanted.keys()
-              if state[n].shape != wanted[n].shape]
+    wrong += [
+        f"{n} {list(state[n].shape)} (expected {list(wanted[n].shape)})"
+        for n in state.keys() & wanted.keys()
+        if state[n].shape != wanted[n].shape
+    ]
     if wrong:
         raise ValueError(f"{file} does not fit kind {card.kind!r} of the card; differing tensors: {', '.join(wrong)}")
     return state

@@ -17,8 +17,9 @@ def split_id(name: str) -> tuple[str, str]:
     return "/".join(parts[:2]), "/".join(parts[2:])
 
 
-def push_sae(path: Path | str, name: str, *, private: bool = True, message: str | None = None,
-             token: str | None = None) -> str:
+def push_sae(
+    path: Path | str, name: str, *, private: bool = True, message: str | None = None, token: str | None = None
+) -> str:
     """Uploads the SAE in a folder; the repository is made if it does not exist.
 
     Args:
@@ -43,14 +44,18 @@ def push_sae(path: Path | str, name: str, *, private: bool = True, message: str 
     api = HfApi(token=token)
     api.create_repo(repo, private=private, exist_ok=True)
     commit = api.upload_folder(
-        repo_id=repo, folder_path=str(path), path_in_repo=folder or None, allow_patterns=[WEIGHTS, CARD],
+        repo_id=repo,
+        folder_path=str(path),
+        path_in_repo=folder or None,
+        allow_patterns=[WEIGHTS, CARD],
         commit_message=message or f"visae {card.kind} dictionary: {card.n_latents} latents on {card.model.get('id')}",
     )
     return str(getattr(commit, "commit_url", commit))
 
 
-def pull_sae(name: str, *, revision: str | None = None, cache: Path | str | None = None,
-             token: str | None = None) -> Path:
+def pull_sae(
+    name: str, *, revision: str | None = None, cache: Path | str | None = None, token: str | None = None
+) -> Path:
     """Downloads an SAE and says in which folder it lies.
 
     Args:
@@ -63,6 +68,7 @@ def pull_sae(name: str, *, revision: str | None = None, cache: Path | str | None
 
     repo, folder = split_id(name)
     prefix = f"{folder}/" if folder else ""
-    root = snapshot_download(repo, revision=revision, cache_dir=cache, token=token,
-                             allow_patterns=[prefix + WEIGHTS, prefix + CARD])
+    root = snapshot_download(
+        repo, revision=revision, cache_dir=cache, token=token, allow_patterns=[prefix + WEIGHTS, prefix + CARD]
+    )
     return Path(root) / folder

@@ -54,18 +54,30 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.tokens is None):
-            raise ValueError(f"give the budget as steps or as tokens, one of them; got steps={self.steps}, "
-                             f"tokens={self.tokens}")
-        least = {"steps": 1, "tokens": 1, "batch": 1, "stat_rows": 2, "dead_window": 1, "calibration_rows": 1,
-                 "log_every": 1, "checkpoint_every": 1, "keep": 1, "validate_every": 1}
+            raise ValueError(
+                f"give the budget as steps or as tokens, one of them; got steps={self.steps}, tokens={self.tokens}"
+            )
+        least = {
+            "steps": 1,
+            "tokens": 1,
+            "batch": 1,
+            "stat_rows": 2,
+            "dead_window": 1,
+            "calibration_rows": 1,
+            "log_every": 1,
+            "checkpoint_every": 1,
+            "keep": 1,
+            "validate_every": 1,
+        }
         for name, low in least.items():
             if (value := getattr(self, name)) is not None and value < low:
                 raise ValueError(f"{name} must be at least {low}, got {value}")
         if self.lr is not None and not self.lr > 0:
             raise ValueError(f"lr must be above 0, got {self.lr}; None takes the default of the width and budget")
         if self.warmup < 0 or self.decay < 0 or self.warmup + self.decay > 1:
-            raise ValueError(f"warmup and decay are shares of the steps and sum to at most 1; got {self.warmup} and "
-                             f"{self.decay}")
+            raise ValueError(
+                f"warmup and decay are shares of the steps and sum to at most 1; got {self.warmup} and {self.decay}"
+            )
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision is auto, fp32 or bf16, got {self.precision!r}")
 

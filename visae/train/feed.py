@@ -89,11 +89,15 @@ class Feed:
         if not isinstance(x, Tensor):
             raise TypeError(f"a loader brings tensors [b, d] (or things with such rows), got {type(x).__name__}")
         if x.ndim != 2 or x.shape[1] != self.d or not x.shape[0] or not x.is_floating_point():
-            raise ValueError(f"batch {self.drawn} should be float tokens [b, {self.d}] for this dictionary, got "
-                             f"{x.dtype} {list(x.shape)}: was it made for another site?")
+            raise ValueError(
+                f"batch {self.drawn} should be float tokens [b, {self.d}] for this dictionary, got "
+                f"{x.dtype} {list(x.shape)}: was it made for another site?"
+            )
         if self.batch is not None and x.shape[0] != self.batch:
-            raise ValueError(f"batch {self.drawn} has {x.shape[0]} rows but the budget in tokens counts on batch="
-                             f"{self.batch}: set TrainConfig.batch to what the loader brings, or budget in steps")
+            raise ValueError(
+                f"batch {self.drawn} has {x.shape[0]} rows but the budget in tokens counts on batch="
+                f"{self.batch}: set TrainConfig.batch to what the loader brings, or budget in steps"
+            )
         x = x.to(self.device, torch.float32, non_blocking=True)
         finite = torch.isfinite(x.sum())
         if x.device.type != "cpu":  # asking would stall the device: remember, and tell at the next check
@@ -114,8 +118,10 @@ class Feed:
     def check(self) -> None:
         """Raises for NaN or infinity seen since the last check, where batches are not checked at once."""
         if self.device.type != "cpu" and (first := int(self._bad)) >= 0:
-            raise ValueError(f"batch {first} (training step {first}) holds values that are NaN or infinite. Look at "
-                             "the model's output at this site; float16 overflows above 65504: extract in bfloat16")
+            raise ValueError(
+                f"batch {first} (training step {first}) holds values that are NaN or infinite. Look at "
+                "the model's output at this site; float16 overflows above 65504: extract in bfloat16"
+            )
 
     def state(self) -> dict[str, Any]:
         """JSON state: batches drawn, and the loader's own state where it has one."""

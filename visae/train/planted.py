@@ -52,8 +52,10 @@ class Planted:
 
     def __init__(self, config: PlantedConfig, batch: int = 512, part: int = 0, sae_seed: int = 0):
         if config.seed == sae_seed:
-            raise ValueError(f"the planted features and the dictionary's start share seed {sae_seed}: choose another, "
-                             "or recovery means nothing")
+            raise ValueError(
+                f"the planted features and the dictionary's start share seed {sae_seed}: choose another, "
+                "or recovery means nothing"
+            )
         self.config, self.batch, self.part, self.drawn = config, batch, part, 0
         generator = torch.Generator().manual_seed(config.seed)
         rows = torch.randn(config.n_features, config.d, generator=generator)
@@ -102,5 +104,8 @@ def recovery(sae: Dictionary, features: Tensor) -> dict[str, float]:
     directions = torch.nn.functional.normalize(sae.directions().float().cpu(), dim=1)
     cosines = torch.nn.functional.normalize(features, dim=1) @ directions.T
     best = cosines.amax(1)
-    return {"mmcs": float(best.mean()), "recovered": float((best > 0.9).float().mean()),
-            "precision": float(cosines.amax(0).mean())}
+    return {
+        "mmcs": float(best.mean()),
+        "recovered": float((best > 0.9).float().mean()),
+        "precision": float(cosines.amax(0).mean()),
+    }

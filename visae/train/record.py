@@ -44,15 +44,22 @@ class Recorder:
             folder.mkdir(parents=True, exist_ok=True)
             self.history = _truncate(folder / METRICS, start)
             self._file = (folder / METRICS).open("a", encoding="utf-8")
-        self._bar = tqdm(total=steps, initial=start, unit="step", desc="train", disable=not (progress and self._main),
-                         dynamic_ncols=True)
+        self._bar = tqdm(
+            total=steps,
+            initial=start,
+            unit="step",
+            desc="train",
+            disable=not (progress and self._main),
+            dynamic_ncols=True,
+        )
         self._clock, self._rows = time.perf_counter(), 0
 
     def __enter__(self) -> "Recorder":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.close()
         if self._file is not None:
             self._file.close()

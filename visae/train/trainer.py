@@ -54,21 +54,33 @@ class Trainer:
         progress: whether to show a bar.
     """
 
-    def __init__(self, sae: Dictionary, config: TrainConfig, out: Path | str | None = None, *,
-                 log_with: str | list[str] | None = None, progress: bool = True):
+    def __init__(
+        self,
+        sae: Dictionary,
+        config: TrainConfig,
+        out: Path | str | None = None,
+        *,
+        log_with: str | list[str] | None = None,
+        progress: bool = True,
+    ):
         from accelerate import Accelerator
 
         self.config, self.out, self.progress = config, Path(out) if out is not None else None, progress
-        self.accelerator = Accelerator(cpu=config.device == "cpu", log_with=log_with,
-                                       project_dir=str(out) if out is not None else None)
+        self.accelerator = Accelerator(
+            cpu=config.device == "cpu", log_with=log_with, project_dir=str(out) if out is not None else None
+        )
         self.device = self.accelerator.device if config.device == "auto" else torch.device(config.device)
         self.sae = sae.to(self.device).requires_grad_(True).train()
         self.steps = config.total_steps(self.accelerator.num_processes)
         self.precision = self._precision()
         self.ops = make_ops(config.ops, self.precision)
         self.lr = config.lr or default_lr(sae.n_latents, self.steps)
-        self.optimiser = Adam(dict(sae.named_parameters()), sae.unit_parameters(), config.betas,
-                              fused=config.ops != "reference" and self.device.type in ("cpu", "cuda"))
+        self.optimiser = Adam(
+            dict(sae.named_parameters()),
+            sae.unit_parameters(),
+            config.betas,
+            fused=config.ops != "reference" and self.device.type in ("cpu", "cuda"),
+        )
         self.step = self.samples = 0
         self._dead: Tensor | None = None
         self._last: Tensor | None = None
@@ -90,8 +102,9 @@ class Trainer:
     def _folder(self) -> Path | None:
         return self.out / "checkpoints" if self.out is not None else None
 
-    def fit(self, loader: Iterable[Any], validation: Iterable[Tensor] | None = None, *,
-            resume: bool = False) -> TrainResult:
+    def fit(
+        self, loader: Iterable[Any], validation: Iterable[Tensor] | None = None, *, resume: bool = False
+    ) -> TrainResult:
         """Trains until the budget is spent.
 
         Args:
@@ -145,8 +158,9 @@ class Trainer:
         """Forward, loss, backward; gradients are averaged over processes."""
         if self._dead is None or self.device.type == "cpu" or self.step % DEAD_EVERY == 0:
             self._dead = (self.sae.samples_since_fired >= self.dead_window).nonzero()[:, 0]
-        losses = self.sae.losses(x, self.ops, dead=self._dead if self._dead.numel() else None,
-                                 progress=self.step / self.steps)
+        losses = self.sae.losses(
+            x, self.ops, dead=self._dead if self._dead.numel() else None, progress=self.step / self.steps
+        )
         total = losses.total
         if self.device.type == "cpu":
             self._check_loss(losses)
@@ -163,8 +177,9 @@ class Trainer:
         self.optimiser.step(lr)
         return lr
 
-    def _record(self, recorder: Recorder, feed: Feed, losses: Losses, x: Tensor, lr: float,
-                validation: Iterable[Tensor] | None) -> None:
+    def _record(
+        self, recorder: Recorder, feed: Feed, losses: Losses, x: Tensor, lr: float, validation: Iterable[Tensor] | None
+    ) -> None:
         """Counters, metrics, checkpoint."""
         rows = x.shape[0] * self.accelerator.num_processes
         self.sae.activation.observe(losses.codes)
@@ -273,15 +288,22 @@ class Trainer:
         if resume:
             return found[-1] if found else None
         if (found or (self.out is not None and (self.out / METRICS).exists())) and self.step == 0:
-            raise ValueError(f"{self.out} holds a run already: pass resume=True to go on with it, or choose another "
-                             "folder")
+            raise ValueError(
+                f"{self.out} holds a run already: pass resume=True to go on with it, or choose another folder"
+            )
         return None
 
     def _identity(self) -> dict[str, Any]:
         fixed = {k: v for k, v in self.config.to_dict().items() if k not in FREE}
-        return {**fixed, "precision": self.precision, "kind": self.sae.kind, "d": self.sae.d,
-                "n_latents": self.sae.n_latents, "options": self.sae.options,
-                "processes": self.accelerator.num_processes}
+        return {
+            **fixed,
+            "precision": self.precision,
+            "kind": self.sae.kind,
+            "d": self.sae.d,
+            "n_latents": self.sae.n_latents,
+            "options": self.sae.options,
+            "processes": self.accelerator.num_processes,
+        }
 
     def _save(self, feed: Feed) -> None:
         if self._folder is None or not self.accelerator.is_main_process:
@@ -298,8 +320,10 @@ class Trainer:
     def _restore(self, saved: checkpoint.Checkpoint, feed: Feed) -> None:
         now, then = self._identity(), saved.notes["run"]
         if differing := [f"{k}: {then.get(k)!r} then, {now.get(k)!r} now" for k in now if now[k] != then.get(k)]:
-            raise ValueError(f"cannot resume {self.out} with other settings ({'; '.join(differing)}): use the old ones "
-                             "or start in another folder")
+            raise ValueError(
+                f"cannot resume {self.out} with other settings ({'; '.join(differing)}): use the old ones "
+                "or start in another folder"
+            )
         self.sae.load_state_dict({k[4:]: t for k, t in saved.tensors.items() if k.startswith("sae.")})
         self.optimiser.load_state_dict({k[5:]: t for k, t in saved.tensors.items() if k.startswith("adam.")})
         torch.set_rng_state(saved.tensors["rng.cpu"])

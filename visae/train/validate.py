@@ -23,6 +23,8 @@ def validate(sae: Dictionary, batches: Iterable[Tensor]) -> dict[str, float]:
         codes_seen += int(codes.l0().sum())
         moments.add(x)
     if not moments.n:
-        raise ValueError("validation needs at least one batch of tokens [b, d], got none; give batches that can be "
-                         "iterated again, such as a list")
+        raise ValueError(
+            "validation needs at least one batch of tokens [b, d], got none; give batches that can be "
+            "iterated again, such as a list"
+        )
     return {"val_fvu": error / moments.total, "val_l0": codes_seen / moments.n}

@@ -5,15 +5,20 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from visae.show import grid_figure
+from visae.store.estimate import duration
 from visae.workflows.report import report
 from visae.workflows.run import Run
 from visae.workflows.study import Study
-from visae.workflows.table import human_seconds, text_table
+from visae.workflows.table import text_table
 from visae.workflows.train import train
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 F1_GOAL = 0.9
 CONCEPTS = ("shape", "style", "colour")
@@ -63,6 +68,7 @@ def demo(out: Path = Path("visae-demo"), *, images: int = 4000, seed: int = 0) -
     made = report(out, images=2000, localise=PLACED)
     summary = summarise(made.study, time.perf_counter() - begun)
     write_json(out / "summary.json", summary)
+    picture(made.study).savefig(out / "demo.png", dpi=100)
     return Demo(out, summary, tell(trained.run, made.study, summary, made.page))
 
 
@@ -87,6 +93,28 @@ def pointing_game(study: Study, factors: tuple[str, ...]) -> tuple[float, float]
     return float(np.mean([r.pointing for r in found])), float(np.mean([r.chance for r in found]))
 
 
+def picture(study: Study, rows: int = 5, columns: int = 6) -> "Figure":
+    """The best told shapes, styles and colours, each over the first held-out images that show it.
+
+    A row is one latent on one scale; the first images are taken, not the best ones.
+    """
+    best = sorted((c for c in study.concepts if c.selection.factor in CONCEPTS), key=lambda c: -c.measured.f1)
+    chosen = [c.selection for f in CONCEPTS for c in [b for b in best if b.selection.factor == f][:2]][:rows]
+    images, heats, captions = [], [], []
+    for selection in chosen:
+        number = study.test.factors[selection.factor].index(selection.value)
+        items = np.flatnonzero(study.test.shows(selection.factor)[number])[:columns]
+        shown = [study.test_data[int(i)].image for i in items]
+        grids = [study.test.grid(int(i), selection.latents[0]) for i in items]
+        geometry, top = study.test.geometry, max(1e-9, *(float(g.max()) for g in grids))
+        if geometry is None:
+            raise ValueError("the demo's picture needs tokens with a place in the image")
+        images.append(shown)
+        heats.append([geometry.to_image(g / top, (i.height, i.width)) for g, i in zip(grids, shown, strict=True)])
+        captions.append([f"{selection.name}: latent {selection.latents[0]}", *[""] * (len(shown) - 1)])
+    return grid_figure(images, heats, captions=captions, vmax=1.0)
+
+
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Writes a file that is either whole or not there."""
     partial = path.with_name(path.name + ".tmp")
@@ -101,11 +129,17 @@ def tell(run: Run, study: Study, summary: dict[str, float], page: Path) -> str:
     good = sum(c.measured.f1 >= F1_GOAL for c in concepts)
     placed = {(one.factor, one.value): one.methods["latent"].pointing for one in study.localised}
     rows = [
-        [c.selection.name, f"latent {c.selection.latents[0]}", c.measured.f1, placed.get((c.selection.factor, c.selection.value))]
+        [
+            c.selection.name,
+            f"latent {c.selection.latents[0]}",
+            c.measured.f1,
+            placed.get((c.selection.factor, c.selection.value)),
+        ]
         for c in concepts
     ]
     lines = [
-        f"{run.card.model['id']} {run.card.site['name']}: {study.test.n_latents:,} latents, {summary['l0']:.1f} active per token",
+        f"{run.card.model['id']} {run.card.site['name']}: {study.test.n_latents:,} latents, "
+        f"{summary['l0']:.1f} active per token",
         "",
         text_table(["concept", "found", "F1", "pointing"], rows),
         "",
@@ -114,9 +148,9 @@ def tell(run: Run, study: Study, summary: dict[str, float], page: Path) -> str:
         f"  dead latents {summary['dead_share']:.1%} (wanted: under 5 %)",
         f"  {good} of {len(concepts)} shapes, styles and colours have a latent with F1 of at least {F1_GOAL} "
         f"({summary['concepts_with_f1_90']:.0%}; wanted: 80 %)",
-        f"  pointing game over shapes and colours {summary['pointing_game']:.3f}, chance {summary['pointing_game_chance']:.3f} "
-        "(wanted: 0.9)",
-        f"  {human_seconds(summary['seconds'])}",
+        f"  pointing game over shapes and colours {summary['pointing_game']:.3f} (wanted: 0.9), "
+        f"chance {summary['pointing_game_chance']:.3f}",
+        f"  {duration(summary['seconds'])}",
         "",
         f"Open {page}",
     ]

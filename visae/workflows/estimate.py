@@ -11,10 +11,11 @@ from visae import store
 from visae.data import load_data
 from visae.model import load_model
 from visae.sae import kind_options, make_sae
+from visae.store.errors import human
+from visae.store.estimate import duration
 from visae.tokens import TokenPolicy
 from visae.train import TrainConfig, Trainer
 from visae.workflows.run import pick_device
-from visae.workflows.table import human_bytes, human_seconds
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class TrainingEstimate:
     seconds: float | None
 
     def __str__(self) -> str:
-        text = f"{self.steps:,} steps on {self.rows:,} rows, {self.n_latents:,} latents: {human_bytes(self.memory)} of memory"
-        return text if self.seconds is None else f"{text}; about {human_seconds(self.seconds)}"
+        text = f"{self.steps:,} steps on {self.rows:,} rows, {self.n_latents:,} latents: {human(self.memory)} of memory"
+        return text if self.seconds is None else f"{text}; about {duration(self.seconds)}"
 
 
 @dataclass(frozen=True)

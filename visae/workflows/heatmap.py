@@ -122,7 +122,10 @@ def draw(
     """
     chosen = list(latents) or [int(j) for j in codes.strongest(strongest)[0]]
     seen = codes.geometry.seen(codes.image_hw)
-    return strongest_figure(image, codes.heat(chosen, mode), [f"latent {j}" for j in chosen], title=title, seen=seen)
+    names = [f"latent {j}" for j in chosen]
+    return strongest_figure(
+        image, codes.heat(chosen, mode), names, title=title, seen=seen, columns=min(6, len(names) + 1)
+    )
 
 
 def _data(run: Run, images: Sequence[str]) -> ImageData:
@@ -167,7 +170,9 @@ def _latents_of(run: Run, label: str) -> list[int]:
     """
     file = run.folder / CONCEPTS
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist: `visae report {run.folder}` finds the latents of labels, run it first")
+        raise FileNotFoundError(
+            f"{file} does not exist: `visae report {run.folder}` finds the latents of labels, run it first"
+        )
     found = {s.name: s for s in map(Selection.from_dict, json.loads(file.read_text(encoding="utf8")))}
     if label not in found:
         raise UnknownName("label", label, found, "A label reads factor=value.")

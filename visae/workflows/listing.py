@@ -1,7 +1,8 @@
 """What there is: models that can be loaded, and the sites of one."""
 
 from visae import model as floor
-from visae.sites import Site
+from visae.check import check_geometry
+from visae.sites import Site, rows
 from visae.workflows.table import text_table
 
 
@@ -28,23 +29,10 @@ class SiteTable(list[Site]):
 
     def __str__(self) -> str:
         head = ["name", "path", "kind", "shape", "tokens", *(["checked"] if self.verdicts else [])]
-        rows = []
-        for site in self:
-            shape = f"{site.n_tokens} x {site.d}"
-            row = [site.name, site.path, site.kind, shape, token_words(site)]
-            rows.append([*row, self.verdicts[site.name]] if self.verdicts else row)
-        return f"{self.model_id}: {len(self)} sites\n\n" + text_table(head, rows)
-
-
-def token_words(site: Site) -> str:
-    """Tokens of a site in words, e.g. `1 cls + 4 reg + 16 x 16 patches`."""
-    counts: dict[str, int] = {}
-    for kind in site.prefix if site.grid else site.token_kinds:
-        counts[kind] = counts.get(kind, 0) + 1
-    words = [f"{n} {kind}" for kind, n in counts.items()]
-    if site.grid:
-        words.append(f"{site.grid[0]} x {site.grid[1]} patches")
-    return " + ".join(words)
+        lines = []
+        for row in rows({site.name: site for site in self}):
+            lines.append([*row.values(), *([self.verdicts.get(row["name"], "")] if self.verdicts else [])])
+        return f"{self.model_id}: {len(self)} sites\n\n" + text_table(head, lines)
 
 
 def sites(
@@ -52,7 +40,6 @@ def sites(
     *,
     pretrained: bool = True,
     image_size: tuple[int, int] | None = None,
-    heads: bool = False,
     check: bool = False,
 ) -> SiteTable:
     """Print the sites of a model: name, module path, kind, shape and tokens.
@@ -64,11 +51,10 @@ def sites(
         model: model name, see `visae models`.
         pretrained: load trained weights; `--no-pretrained` builds the model with random ones, without a network.
         image_size: height and width of the input in pixels; the model's own if not given.
-        heads: list every attention head on a line of its own.
         check: paint a square under some tokens and see that those tokens, and no others, answer.
     """
     adapted = floor.load_model(model, pretrained=pretrained, image_size=image_size)
-    found = [site for site in adapted.sites().values() if heads or site.kind != "head"]
+    found = list(adapted.sites().values())
     verdicts = {site.name: _verdict(adapted, site) for site in found} if check else None
     return SiteTable(found, adapted.id, verdicts)
 
@@ -76,4 +62,5 @@ def sites(
 def _verdict(adapted: "floor.AdaptedModel", site: Site) -> str:
     if site.grid is None:
         return "no grid"
-    return "ok" if floor.check_geometry(adapted, site) else "tokens are not where they should be"
+    checked = check_geometry(adapted, site)
+    return "ok" if checked.ok else f"{checked.share:.0%} of the squares found"

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from visae.show import ReportInputs, build_report
+from visae.store.errors import human
 from visae.workflows.heatmap import CONCEPTS
 from visae.workflows.run import Run, pick_device
 from visae.workflows.study import Study, evaluation_sets, study
-from visae.workflows.table import human_bytes
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Report:
     study: Study
 
     def __str__(self) -> str:
-        return f"{self.study.metrics.summary()}\nwritten: {self.page} ({human_bytes(self.page.stat().st_size)})"
+        return f"{self.study.metrics.summary()}\nwritten: {self.page} ({human(self.page.stat().st_size)})"
 
 
 def report(
@@ -68,8 +68,16 @@ def report(
     sae = opened.sae(model).to(model.device)
     choose, measured = evaluation_sets(opened, validation, test, images)
     found = study(
-        opened, model, sae, choose, measured, factors=factors, localise=localise, image_batch=image_batch, workers=workers
-    )  # fmt: skip
+        opened,
+        model,
+        sae,
+        choose,
+        measured,
+        factors=factors,
+        localise=localise,
+        image_batch=image_batch,
+        workers=workers,
+    )
     save_selections(opened, found)
     page = build_report(_inputs(opened, found), out or opened.folder / "index.html", n_images=top)
     return Report(page, found)
@@ -85,7 +93,11 @@ def _inputs(run: Run, found: Study) -> ReportInputs:
     card = run.card
     metrics = {"all": found.metrics.to_dict(), **{k: m.to_dict() for k, m in found.metrics.by_kind.items()}}
     components = round(found.metrics.l0)
-    metrics[f"PCA, {components} components"] = {"n": found.metrics_pca.n, "fvu": found.metrics_pca.fvu, "l0": components}
+    metrics[f"PCA, {components} components"] = {
+        "n": found.metrics_pca.n,
+        "fvu": found.metrics_pca.fvu,
+        "l0": components,
+    }
     for row in metrics.values():
         row.pop("by_kind", None)
     return ReportInputs(
@@ -104,7 +116,9 @@ def notes(run: Run, found: Study) -> Sequence[str]:
     """What a reader should know before believing the numbers."""
     card, told = run.card, []
     if not run.config.get("pretrained", True):
-        told.append("The model has random weights: this page shows that everything runs, not what a trained model sees.")
+        told.append(
+            "The model has random weights: this page shows that everything runs, not what a trained model sees."
+        )
     if not found.validation.factors:
         told.append("The images have no labels, so no latent is named; sub-folders would be taken as labels.")
     elif found.test_data.name == card.data.get("name") or "split" in found.test_data.name:

@@ -16,11 +16,12 @@ from visae.evaluate import Metrics, evaluate_sae
 from visae.evaluate.localise_concepts import ConceptLocalisation, localise_concepts
 from visae.model import AdaptedModel
 from visae.sae import Dictionary, pca
-from visae.select import best_latents, measure
+from visae.select import Selection, best_latents, measure
 from visae.show import Concept
 from visae.store import ActivationSource
 from visae.tokens import TokenPolicy
 from visae.workflows.run import Run
+
 
 @dataclass(frozen=True)
 class Study:
@@ -66,7 +67,9 @@ def evaluation_sets(run: Run, validation: str | None, test: str | None, images: 
     if validation is not None and test is not None:
         return load_data(validation), load_data(test)
     if (validation is None) != (test is None):
-        raise ValueError("give both validation and test, or neither: latents are chosen on one and measured on the other")
+        raise ValueError(
+            "give both validation and test, or neither: latents are chosen on one and measured on the other"
+        )
     halves = split(run.data(), {"validation": 0.5, "test": 0.5}, seed=0)
     return halves["validation"], halves["test"]
 
@@ -106,10 +109,11 @@ def study(
         image_batch: images per forward pass.
         workers: threads that read images.
     """
-    sources = [
-        _source(run, model, part, name, image_batch, workers) for part, name in ((validation, "validation"), (test, "test"))
-    ]
-    tables = [_table(run, sae, source, name) for source, name in zip(sources, ("validation", "test"), strict=True)]
+    sources = (
+        _source(run, model, validation, "validation", image_batch, workers),
+        _source(run, model, test, "test", image_batch, workers),
+    )
+    tables = _table(run, sae, sources[0], "validation"), _table(run, sae, sources[1], "test")
     metrics = evaluate_sae(sae, sources[1].chunks())
     components = pca((chunk.rows for chunk in sources[0].chunks()), max(1, min(sae.d, round(metrics.l0))))
     concepts = find_concepts(tables[0], tables[1], factors)
@@ -117,14 +121,23 @@ def study(
         known = {key for labels in sources[1].region_labels for region in labels for key in region}
         places = known if localise is None else known & set(localise)
         wanted = [c.selection for c in concepts if c.selection.factor in places]
-        found = (
-            localise_concepts(wanted, *tables, *sources, validation, test, max_images=localise_images) if wanted else []
-        )
+        found = _locate(wanted, tables, sources, (validation, test), localise_images) if wanted else []
         where = {(one.factor, one.value): one for one in found}
         concepts = [replace(c, localisation=where.get((c.selection.factor, c.selection.value))) for c in concepts]
     return Study(
         tables[0], tables[1], validation, test, metrics, evaluate_sae(components, sources[1].chunks()), concepts
     )
+
+
+def _locate(
+    wanted: list[Selection],
+    tables: tuple[CodeTable, CodeTable],
+    sources: tuple[ActivationSource, ActivationSource],
+    data: tuple[ImageData, ImageData],
+    images: int,
+) -> list[ConceptLocalisation]:
+    """Compares heat maps with masks; each pair is validation, test."""
+    return localise_concepts(wanted, tables[0], tables[1], sources[0], sources[1], data[0], data[1], max_images=images)
 
 
 def _source(run: Run, model: AdaptedModel, data: ImageData, name: str, batch: int, workers: int) -> ActivationSource:
@@ -144,7 +157,7 @@ def _table(run: Run, sae: Dictionary, source: ActivationSource, name: str) -> Co
 
 
 def find_concepts(validation: CodeTable, test: CodeTable, factors: Sequence[str] | None = None) -> list[Concept]:
-    """The best latent of every label, by F1 on validation, measured on test; labels that tell nothing apart are left out."""
+    """The best latent of every label by F1 on validation, measured on test; labels shown always or never are out."""
     found = []
     for factor in factors if factors is not None else validation.factors:
         for selection in best_latents(validation, factor).values():

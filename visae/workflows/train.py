@@ -107,7 +107,9 @@ def train(
         image_size: height and width of the input in pixels; the model's own if not given.
         device: `auto`, `cpu`, `cuda`, ...
     """
-    config = _plain({name: value for name, value in locals().items() if name not in ("out", "device", "workers", "track")})
+    config = _plain(
+        {name: value for name, value in locals().items() if name not in ("out", "device", "workers", "track")}
+    )
     run = _begin(out, config)
     place = pick_device(device)
     adapted = load_model(model, pretrained=pretrained, image_size=image_size, device=place)
@@ -119,7 +121,13 @@ def train(
     budget = rows or round(passes * source.n_rows)
     announce(f"training: {training_estimate(kind, source.d, width, chosen, budget, batch, place, timed=False)}")
     settings = TrainConfig(
-        tokens=budget, batch=batch, lr=lr, seed=seed, precision=precision, device=place, checkpoint_every=checkpoint_every
+        tokens=budget,
+        batch=batch,
+        lr=lr,
+        seed=seed,
+        precision=precision,
+        device=place,
+        checkpoint_every=checkpoint_every,
     )
     if not finished(run, source, settings):
         sae = make_sae(kind, source.d, width, **chosen)
@@ -144,8 +152,12 @@ def _begin(out: Path, config: dict[str, Any]) -> Run:
     file = out / CONFIG
     if file.is_file():
         then = json.loads(file.read_text(encoding="utf8"))
-        if changed := [f"{key}: {then.get(key)!r} then, {value!r} now" for key, value in config.items() if then.get(key) != value]:
-            raise ValueError(f"{out} holds a run with other options ({'; '.join(changed)}): take another folder, or the same options")
+        if changed := [
+            f"{key}: {then.get(key)!r} then, {value!r} now" for key, value in config.items() if then.get(key) != value
+        ]:
+            raise ValueError(
+                f"{out} holds a run with other options ({'; '.join(changed)}): take another folder, or the same options"
+            )
     else:
         partial = file.with_suffix(".tmp")
         partial.write_text(json.dumps(config, indent=1), encoding="utf8")
@@ -174,16 +186,21 @@ def open_source(
         raise ValueError("give activations (a store) or stream, not both")
     if activations is not None:
         found = store.open_store(activations)
-        if (found.meta.model, found.meta.revision) != (adapted.id, adapted.revision) or found.meta.site != adapted.site(site):
+        if (found.meta.model, found.meta.revision) != (adapted.id, adapted.revision) or found.meta.site != adapted.site(
+            site
+        ):
             raise ValueError(
-                f"{activations} holds {found.meta.model} {found.meta.site.name} (weights {found.meta.revision}), asked for "
+                f"{activations} holds {found.meta.model} {found.meta.site.name} (weights {found.meta.revision}), "
+                "asked for "
                 f"{adapted.id} {adapted.site(site).name} (weights {adapted.revision}): name the same model and site"
             )
         return found
     if stream:
         return store.Stream(adapted, site, images, policy, dtype=dtype, batch=image_batch, workers=workers)
     folder = run.folder / "activations"
-    announce(f"activations: {store.estimate(adapted, site, images, folder, policy=policy, dtype=dtype, batch=image_batch)}")
+    announce(
+        f"activations: {store.estimate(adapted, site, images, folder, policy=policy, dtype=dtype, batch=image_batch)}"
+    )
     return store.extract(adapted, site, images, folder, policy=policy, dtype=dtype, batch=image_batch, workers=workers)
 
 
@@ -193,7 +210,9 @@ def finished(run: Run, source: ActivationSource, settings: TrainConfig) -> bool:
         card = run.card
     except FileNotFoundError:
         return False
-    same = card.training.get("config") == _plain(settings.to_dict()) and card.data.get("hash") == source.meta.content_hash
+    same = (
+        card.training.get("config") == _plain(settings.to_dict()) and card.data.get("hash") == source.meta.content_hash
+    )
     if not same:
         raise ValueError(f"{run.folder} holds another dictionary already: take another folder")
     load_sae(run.folder)
@@ -234,7 +253,9 @@ def measure(
     name = validation_data(images.name, validation)
     held_out = images if name == images.name else load_data(name)
     policy = TokenPolicy.from_dict(card.policy)
-    source = store.Stream(adapted, card.site["name"], held_out, policy, dtype="float32", batch=image_batch, workers=workers)
+    source = store.Stream(
+        adapted, card.site["name"], held_out, policy, dtype="float32", batch=image_batch, workers=workers
+    )
     sae = run.sae(adapted)
     metrics = _plain(evaluate_sae(sae, source.chunks()).to_dict()) | {"data": name, "held_out": name != images.name}
     save_sae(sae, run.folder, card.updated(metrics=metrics))

@@ -19,5 +19,12 @@ def batch_topk(d: int, n_latents: int, k: float = 32, aux: float = 1 / 32, k_aux
         aux: coefficient of the loss that revives dead latents.
         k_aux: codes per token in that loss; None takes `min(d / 2, 512)`.
     """
-    return Dictionary("batch_topk", d, n_latents, encoder=Linear(d, n_latents), activation=BatchTopK(k, n_latents),
-                      decoder=UnitNorm(d, n_latents), penalties=[AuxK(aux, k_aux)])
+    return Dictionary(
+        "batch_topk",
+        d,
+        n_latents,
+        encoder=Linear(d, n_latents),
+        activation=BatchTopK(k, n_latents),
+        decoder=UnitNorm(d, n_latents),
+        penalties=[AuxK(aux, k_aux)],
+    )

@@ -20,5 +20,12 @@ def relu_l1(d: int, n_latents: int, l1: float = 0.1, l1_warmup: float = 0.05) ->
         l1: coefficient, see `visae.sae.penalties.L1`; larger is sparser.
         l1_warmup: share of training over which it rises.
     """
-    return Dictionary("relu_l1", d, n_latents, encoder=Linear(d, n_latents), activation=ReLU(),
-                      decoder=UnitNorm(d, n_latents), penalties=[L1(l1, l1_warmup)])
+    return Dictionary(
+        "relu_l1",
+        d,
+        n_latents,
+        encoder=Linear(d, n_latents),
+        activation=ReLU(),
+        decoder=UnitNorm(d, n_latents),
+        penalties=[L1(l1, l1_warmup)],
+    )

@@ -19,5 +19,12 @@ def topk(d: int, n_latents: int, k: int = 32, aux: float = 1 / 32, k_aux: int | 
         aux: coefficient of the loss that revives dead latents.
         k_aux: codes per token in that loss; None takes `min(d / 2, 512)`.
     """
-    return Dictionary("topk", d, n_latents, encoder=Linear(d, n_latents), activation=TopK(k, n_latents),
-                      decoder=UnitNorm(d, n_latents), penalties=[AuxK(aux, k_aux)])
+    return Dictionary(
+        "topk",
+        d,
+        n_latents,
+        encoder=Linear(d, n_latents),
+        activation=TopK(k, n_latents),
+        decoder=UnitNorm(d, n_latents),
+        penalties=[AuxK(aux, k_aux)],
+    )
