@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from visae.adapters.base import refuse_options
-from visae.discover import Naming
 from visae.framing import Reading, describe, read_transform
 from visae.geometry import Framing
 from visae.model import AdaptedModel, Request, register_family
+from visae.naming import Naming
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

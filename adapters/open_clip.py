@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from visae.adapters.base import fetching, from_transform, quiet
-from visae.discover import Naming
 from visae.model import AdaptedModel, Request, register_family
+from visae.naming import Naming
 from visae.registry import UnknownName
 
 RASTER = ("VisionTransformer", "Eva", "VisionTransformerDistilled")
@@ -68,7 +68,12 @@ def _create(request: Request) -> nn.Module:
         "force_quick_gelu": bool(published.get("quick_gelu")), "pretrained_text": False, **request.options,
     }  # fmt: skip
     if not request.pretrained:
-        with quiet():
-            return open_clip.create_model(architecture, **options)
+        try:
+            with quiet():
+                return open_clip.create_model(architecture, **options)
+        except OSError as error:  # the text tower is one of transformers, and even its configuration is fetched
+            raise ValueError(f"open_clip:{architecture} reads the configuration of its text tower from the hub, which "
+                             f"cannot be reached ({str(error).splitlines()[0]}); choose another architecture, or build "
+                             "the tower yourself and pass it to visae.wrap") from error
     with fetching(f"open_clip:{architecture}/{tag}"):
         return open_clip.create_model(architecture, pretrained=tag, **options)

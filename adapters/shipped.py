@@ -12,11 +12,12 @@ from torch import nn
 
 from visae.adapters.base import from_transform, load_weights, refuse_options
 from visae.adapters.open_clip import RASTER
-from visae.discover import Naming
 from visae.model import AdaptedModel, Request, register_family
+from visae.naming import Naming
 from visae.registry import UnknownName
 
 MODELS = ("tiny-clip", "tiny-vit")
+CONFIGS = ("open_clip_config.json", "config.json")
 
 
 def names() -> list[str]:
@@ -35,8 +36,10 @@ def shipped_model(request: Request) -> AdaptedModel:
         raise UnknownName("model that ships with visae", request.name, MODELS)
     refuse_options("visae", request.options, "none")
     folder = files("visae.world").joinpath("models", request.name)
-    config = next(json.loads(item.read_text(encoding="utf-8"))
-                  for name in ("open_clip_config.json", "config.json") if (item := folder.joinpath(name)).is_file())
+    stored = [item for name in CONFIGS if (item := folder.joinpath(name)).is_file()]
+    if not stored:
+        raise FileNotFoundError(f"this installation of visae lacks visae:{request.name} ({folder}): install it anew")
+    config = json.loads(stored[0].read_text(encoding="utf-8"))
     prepare = merge_preprocess_dict(PreprocessCfg(), config["preprocess_cfg"])
     size = (prepare["size"],) * 2 if isinstance(prepare["size"], int) else tuple(prepare["size"])
     if request.image_size not in (None, size):

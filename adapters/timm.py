@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from visae.adapters.base import fetching, from_transform
-from visae.discover import Naming
 from visae.model import AdaptedModel, Request, register_family
+from visae.naming import Naming
 from visae.registry import UnknownName
 
 RASTER = (

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from visae.adapters.base import fetching, load_weights
-from visae.discover import Naming
 from visae.framing import describe, misplacement
 from visae.geometry import Framing
 from visae.model import AdaptedModel, Request, register_family
+from visae.naming import Naming
 from visae.registry import UnknownName
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -36,7 +36,8 @@ TOWERS = ("vision_model", "vision_tower", "visual", "vit")
 RASTER = (
     "ViTModel", "CLIPVisionModel", "SiglipVisionModel", "Siglip2VisionModel", "Dinov2Model", "DINOv3ViTModel",
     "Dinov2WithRegistersModel", "DeiTModel", "BeitModel", "Data2VecVisionModel", "BlipVisionModel", "IJepaModel",
-    "SwinModel", "ViTMAEModel", "ViTMSNModel", "CLIPVisionTransformer", "SiglipVisionTransformer",
+    "SwinModel", "ViTMAEModel", "ViTMSNModel",
+    "LevitModel", "PvtModel", "PvtV2Model", "CvtModel", "CLIPVisionTransformer", "SiglipVisionTransformer",
 )  # fmt: skip
 """Classes whose forward keeps tokens in raster order (read in transformers 5.23; MAE with `mask_ratio` 0)."""
 
@@ -57,7 +58,7 @@ def transformers_model(request: Request) -> AdaptedModel:
     module = _create(request) if request.module is None else request.module
     path, tower = _tower(module)
     config: Any = tower.config
-    if getattr(config, "mask_ratio", 0):
+    if _hides(tower) and config.mask_ratio:
         raise ValueError(f"{request.name} hides {config.mask_ratio:.0%} of its patches, so tokens have no fixed place; "
                          "set module.config.mask_ratio = 0 (visae orders the rest), or load it by name")
     size = request.image_size or _own_size(config)
@@ -83,7 +84,7 @@ def _create(request: Request) -> nn.Module:
     if published:
         with fetching(f"transformers:{request.name}"):
             config = transformers.AutoConfig.from_pretrained(request.name, **options)
-    elif request.name not in names():
+    elif request.name.removesuffix("_vision_model") not in names():
         raise UnknownName("transformers model type", request.name, names(), "Or give a hub id such as owner/name.")
     elif request.pretrained:
         raise ValueError(f"transformers:{request.name} is a model type: pass pretrained=False for random weights, or "
@@ -118,6 +119,11 @@ def _tower(module: nn.Module) -> tuple[str, nn.Module]:
     raise ValueError(f"{type(module).__name__} has none of the towers {', '.join(TOWERS)}: wrap its vision model")
 
 
+def _hides(tower: nn.Module) -> bool:
+    """Whether this is a masked autoencoder, which leaves out patches and shuffles the others."""
+    return type(tower).__name__.startswith("ViTMAE")
+
+
 def _own_size(config: Any) -> tuple[int, int]:
     """Height and width that a configuration is made for; models for any size get 224, or the patches they want."""
     if (size := getattr(config, "image_size", None)) is not None:
@@ -148,9 +154,13 @@ def _processing(request: Request, config: Any, size: tuple[int, int]) -> tuple[F
     def transform(image: Any) -> Tensor:
         return processor(images=image, return_tensors="pt")["pixel_values"][0]
 
-    if (off := max(misplacement(transform, framing, hw) for hw in ((90, 120), (121, 77)))) > 0.75:
-        raise ValueError(f"{type(processor).__name__} puts pixels {off:.1f} away from where its settings say; wrap the "
-                         "module with transform= (torchvision's Resize, CenterCrop, ToTensor, Normalize)")
+    cure = "wrap the module with transform= (torchvision's Resize, CenterCrop, ToTensor, Normalize)"
+    try:
+        off = max(misplacement(transform, framing, hw) for hw in ((90, 120), (121, 77)))
+    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{type(processor).__name__} brings no image to a tensor ({error}); {cure}") from error
+    if off > 0.75:
+        raise ValueError(f"{type(processor).__name__} puts pixels {off:.1f} away from where its settings say; {cure}")
     details = {"mean": list(processor.image_mean), "std": list(processor.image_std),
                "interpolation": Resampling(int(processor.resample)).name.lower(),
                "processor": type(processor).__name__}
@@ -162,6 +172,9 @@ def _fit(processor: Any, size: tuple[int, int], forced: bool) -> Framing:
     goal = {key: value for key, value in dict(processor.size).items() if value}
     crops = bool(getattr(processor, "do_center_crop", False))
     percent = getattr(processor, "crop_pct", None)
+    if not crops and not goal.keys() & {"height", "shortest_edge"}:
+        raise ValueError(f"{type(processor).__name__} sizes images by {goal or 'nothing'}; wrap the module with "
+                         "transform=")
     target = (processor.crop_size["height"], processor.crop_size["width"]) if crops else (
         (goal["height"], goal["width"]) if "height" in goal else (goal["shortest_edge"],) * 2)
     if forced and target != size:
@@ -195,7 +208,7 @@ def _call(tower: nn.Module, input_hw: tuple[int, int]) -> Callable[[Tensor], Any
     more: dict[str, Any] = {}
     if "interpolate_pos_encoding" in takes and _own_size(tower.config) != tuple(input_hw):
         more["interpolate_pos_encoding"] = True
-    if "noise" not in takes:
+    if not _hides(tower):
         return lambda batch: tower(pixel_values=batch, **more)
 
     def in_order(batch: Tensor) -> Any:

@@ -99,7 +99,7 @@ def _choose(geometry: Geometry, image_hw: HW, positions: int, random: np.random.
     inner[rim[0] : geometry.grid[0] - rim[0], rim[1] : geometry.grid[1] - rim[1]] = True
     candidates = np.argwhere(seen & inner)
     if not len(candidates):
-        raise ValueError(f"no token of the grid {geometry.grid} lies wholly on an image of {image_hw}: take a larger one")
+        raise ValueError(f"no token of the grid {geometry.grid} is whole on an image of {image_hw}: take a larger one")
     picked = random.choice(len(candidates), size=min(positions, len(candidates)), replace=False)
     return [(int(row), int(column)) for row, column in candidates[picked]]
 

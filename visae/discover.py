@@ -1,52 +1,14 @@
 """From a trace to sites: names for blocks and their parts, and what may be tapped at any module path."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import nn
 
+from visae.naming import HEADS, SUFFIXES, Naming
 from visae.registry import UnknownName
 from visae.sites import Site, SiteKind
 from visae.trace import Call, Reading, Trace
-
-SUFFIXES: dict[str, SiteKind] = {
-    "input": "input", "delta": "delta", "attn_out": "attn_out", "heads": "heads", "mlp_out": "mlp_out",
-}  # fmt: skip
-"""What may follow a module path, and the kind of site that it means; `head.j` is the sixth."""
-
-
-@dataclass(frozen=True)
-class Naming:
-    """How a family of models calls its parts.
-
-    Attributes:
-        blocks: patterns of module paths, the first that matches any is used; matches are numbered as they run.
-        elsewhere: pattern of how paths begin that are never blocks.
-        attention: path of the attention module inside a block, the first that exists is used.
-        projection: path, inside the attention module, of the layer that mixes the heads' outputs.
-        heads: names of the attribute that holds the number of heads.
-        mlp: path, inside a block, of the module that gives the MLP's output.
-        pooled: path and index of the vector per image; None finds it (the last one before the classifier).
-        classifier: paths of the layers that make scores of the vector per image; empty takes the last linear layer.
-        raster: model classes whose tokens are known to stay in raster order; others are judged by the painted square.
-    """
-
-    blocks: tuple[str, ...] = (
-        r".*resblocks\.\d+", r".*denseblock\d+", r"(.*\.)?stages\.\d+\.(blocks|layers)\.\d+",
-        r"(.*\.)?layers\.\d+\.blocks\.\d+", r"(.*\.)?(layer|stage)\d+\.\d+", r"(.*\.)?blocks\.\d+\.\d+",
-        r"(.*\.)?(network|(dense_)?stages?)\.\d+\.\d+", r"(.*\.)?s\d+\.b\d+",
-        r"(.*\.)?transformers\.\d+\.blocks\.\d+", r".*(blocks|blocks_token_only|cls_attn_blocks)\.\d+",
-        r".*encoder\.layers?\.(encoder_layer_)?\d+", r"(.*\.)?layers?\.\d+", r"(.*\.)?levels?\.?\d+",
-        r"(.*\.)?[Mm]ixed_\w+", r"(.*\.)?block\d+", r"(.*\.)?features\.(\d+|conv\d+_\d+)",
-    )  # fmt: skip
-    elsewhere: str = r"(.*\.)?(patch_embed|decoder)\."
-    attention: tuple[str, ...] = ("attn", "attention", "self_attn", "self_attention", "token_mixer")
-    projection: tuple[str, ...] = ("proj", "out_proj", "o_proj", "output.dense", "projection", "attn.proj")
-    heads: tuple[str, ...] = ("num_heads", "num_attention_heads", "n_heads", "heads")
-    mlp: tuple[str, ...] = ("mlp", "ffn", "feed_forward", "mlp_out_proj", "output")
-    pooled: tuple[str, int | str | None] | None = None
-    classifier: tuple[str, ...] = ()
-    raster: tuple[str, ...] = ()
 
 
 class Catalogue:
@@ -169,7 +131,7 @@ class Catalogue:
 
     def _offer_ends(self) -> None:
         if last := next((call for call in reversed(self.blocks) if call.output and call.output.map), None):
-            after = [c for c in self.calls.values() if c.begin > last.end and c.path and _continues(last, c)]
+            after = [c for c in self.calls.values() if c.begin > last.end and c.runs == 1 and _continues(last, c)]
             self._offer("final", (after or [last])[-1].path, "final")
         if self.naming.pooled is not None:
             self._offer("pooled", self.naming.pooled[0], "pooled", self.naming.pooled[1])
@@ -241,27 +203,30 @@ class Catalogue:
 
     def _heads(self, name: str, path: str) -> Site:
         """All heads' outputs before the output projection mixes them."""
-        attention = path if _n_heads(self.module.get_submodule(path), self.naming) else self._part(
-            path, self.naming.attention)
-        module = self.module.get_submodule(attention)
-        n_heads = _n_heads(module, self.naming)
-        if isinstance(module, nn.MultiheadAttention):
-            reading, place = self._called(attention).output, attention
-        else:
-            place = next((f"{attention}.{p}" for p in self.naming.projection if f"{attention}.{p}" in self.calls), "")
-            if not place or not isinstance(self.module.get_submodule(place), nn.Linear):
-                raise ValueError(f"attention module {attention!r} has no linear output projection")
-            reading = self._called(place).taken
+        parts = [f"{path}.{part}" for part in self.naming.attention]
+        attention = next((part for part in parts if part in self.calls and self._projection(part)), path)
+        place, n_heads = self._projection(attention), _n_heads(self.module.get_submodule(attention), self.naming)
+        if place is None:
+            raise ValueError(f"module {path!r} has no attention with a linear output projection")
+        fused = isinstance(self.module.get_submodule(place), nn.MultiheadAttention)
+        reading = self._called(place).output if fused else self._called(place).taken
         if reading is None or reading.layout is None or not n_heads or reading.d % n_heads:
             raise ValueError(f"attention module {attention!r} gives no tokens that divide into {n_heads} heads")
         self._check_order(place, self.calls[place], reading)
         return replace(_make(name, place, "heads", reading), n_heads=n_heads)
 
+    def _projection(self, attention: str) -> str | None:
+        """The layer that mixes the heads of an attention module (itself, where all is one call)."""
+        if isinstance(self.module.get_submodule(attention), nn.MultiheadAttention):
+            return attention
+        paths = (f"{attention}.{part}" for part in self.naming.projection)
+        return next((p for p in paths if p in self.calls and isinstance(self.module.get_submodule(p), nn.Linear)), None)
+
 
 def _continues(last: Call, call: Call) -> bool:
     """Whether a module gives the patches of the last block again, as a norm does (a map may change its width)."""
     a, b = last.output, call.output
-    if a is None or b is None or a.map is None or b.map is None or a.layout != b.layout:
+    if a is None or b is None or a.map is None or b.map is None or a.layout != b.layout or HEADS.search(call.path):
         return False
     return a.map.grid == b.map.grid and (a.d == b.d or a.layout not in ("NLC", "LNC"))
 
@@ -273,7 +238,7 @@ def _place_of(site: Site) -> tuple[object, ...]:
 
 
 def _n_heads(module: nn.Module, naming: Naming) -> int | None:
-    for owner in (module, getattr(module, "config", None)):
+    for owner in (module, getattr(module, "config", None), getattr(module, "attention", None)):
         for attribute in naming.heads:
             if isinstance(count := getattr(owner, attribute, None), int):
                 return count

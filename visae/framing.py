@@ -122,7 +122,7 @@ def misplacement(transform: Callable[..., Any], framing: Framing, image_hw: HW) 
 
     def through(values: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
         rgb = np.repeat(np.broadcast_to(values, image_hw)[..., None], 3, axis=2).astype(np.uint8)
-        return np.asarray(transform(Image.fromarray(rgb)), dtype=np.float64)[0]
+        return np.asarray(transform(Image.fromarray(rgb))[0].double())
 
     placement, worst = framing.place(image_hw), 0.0
     black, white = through(np.zeros(image_hw)), through(np.full(image_hw, 255))

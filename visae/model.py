@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from visae.discover import Catalogue, Naming
+from visae.discover import Catalogue
 from visae.geometry import Framing, Geometry
+from visae.naming import Naming
 from visae.registry import Registry, UnknownName
 from visae.sites import Site
 from visae.trace import leading_kinds, trace
@@ -134,10 +135,10 @@ class AdaptedModel:
 
 def refuse_compiled(module: nn.Module, path: str = "") -> None:
     """Raises ValueError where a module, or one on the way down to `path`, is compiled: hooks would be ignored there."""
-    current, walked = module, "the model"
-    for part in [None, *path.split(".")] if path else [None]:
-        if part is not None:
-            current, walked = current.get_submodule(part), part
+    parts = path.split(".") if path else []
+    for depth in range(len(parts) + 1):
+        walked = ".".join(parts[:depth]) or "the model"
+        current = module.get_submodule(".".join(parts[:depth]))
         if type(current).__name__ == "OptimizedModule":
             raise ValueError(f"{walked} is compiled (torch.compile), so taps would be ignored or force a recompile; "
                              "pass the module from before compiling, which is model._orig_mod")

@@ -79,7 +79,8 @@ def test_the_ruler_itself_sees_a_shift_and_a_wrong_size():
 
 @pytest.mark.parametrize(("steps", "message"), [
     ([tv.RandomCrop(10)], "the step RandomCrop"), ([tv.Resize(10)], "no fixed size"),
-    ([tv.Resize(10, max_size=20), tv.CenterCrop(10)], "max_size"), ([tv.CenterCrop(9), tv.Resize((9, 9))], "step Resize"),
+    ([tv.Resize(10, max_size=20), tv.CenterCrop(10)], "max_size"),
+    ([tv.CenterCrop(9), tv.Resize((9, 9))], "step Resize"),
 ])  # fmt: skip
 def test_transforms_that_cannot_be_followed_are_refused(steps, message):
     with pytest.raises(ValueError, match=message):

@@ -78,7 +78,7 @@ def test_pickled_code_in_a_checkpoint_is_not_run(tmp_path):
             return (print, ("ran",))
 
     torch.save({"state_dict": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(Exception, match="[Ww]eights"):
+    with pytest.raises(Exception, match=r"[Ww]eights"):
         load_model("timm:resnet18", checkpoint=str(tmp_path / "evil.pt"))
 
 
@@ -97,7 +97,7 @@ def test_the_revision_is_of_the_weights_as_loaded_whatever_the_type(tiny):
     (lambda: tvm.resnet18(weights=None), {"image_size": (96, 160)}, "module", "layer3"),
     (lambda: tvm.densenet121(weights=None), {"image_size": 128}, "module", "features.denseblock3"),
     (lambda: tvm.swin_t(weights=None), {"image_size": 128}, "module", "features.3"),
-], ids=["timm vit", "timm resnet", "torchvision vit", "torchvision resnet", "densenet", "torchvision swin"])  # fmt: skip
+], ids=["timm vit", "timm resnet", "torchvision vit", "torchvision resnet", "densenet", "swin"])  # fmt: skip
 def test_a_module_that_the_user_holds_is_recognised_and_read(module, options, family, site):
     torch.manual_seed(0)
     held = module()

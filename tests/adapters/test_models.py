@@ -12,6 +12,8 @@ from visae.model import AdaptedModel, load_model
 from visae.registry import UnknownName
 from visae.taps import tap
 from visae.tokens import TokenPolicy
+from visae.world.models import config as stored_config
+from visae.world.recipes import tiny_vit
 
 CLIP_MEAN, IMAGENET_MEAN, HALF = (0.48145466, 0.4578275, 0.40821073), (0.485, 0.456, 0.406), (0.5, 0.5, 0.5)
 
@@ -33,6 +35,8 @@ class Expected:
 
 
 REG4 = ("cls", "reg", "reg", "reg", "reg")
+TINY_CLIP, VIT = stored_config("tiny-clip")["model_cfg"], tiny_vit().config["model_args"]
+CLIP = TINY_CLIP["vision_cfg"]
 MODELS = [
     Expected("open_clip:ViT-B-32", 768, (7, 7), 12, CLIP_MEAN, ("cls",), 32, 512, 12),
     Expected("open_clip:ViT-B-16", 768, (14, 14), 12, CLIP_MEAN, ("cls",), 16, 512, 12),
@@ -63,9 +67,11 @@ MODELS = [
              {"num_register_tokens": 4}),
     Expected("transformers:vit", 768, (14, 14), 12, HALF, ("cls",), 16, 768, 12),
     Expected("transformers:vit_mae", 768, (14, 14), 12, HALF, ("cls",), 16, None, 12),
-    Expected("visae:tiny-clip", 192, (8, 8), 5, HALF, ("cls",), 8, 128, 4),
-    Expected("visae:tiny-vit", 192, (8, 8), 5, HALF, REG4, 8, 192, 4),
-]
+    Expected("visae:tiny-clip", CLIP["width"], (8, 8), CLIP["layers"], HALF, ("cls",), 8, TINY_CLIP["embed_dim"],
+             CLIP["width"] // CLIP["head_width"]),
+    Expected("visae:tiny-vit", VIT["embed_dim"], (8, 8), VIT["depth"], HALF, REG4, 8, VIT["embed_dim"],
+             VIT["num_heads"]),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=[m.name for m in MODELS])
@@ -192,7 +198,8 @@ def test_no_hook_is_left_after_a_wrong_site_or_an_exception_inside(case):
         pass
     with pytest.raises(ZeroDivisionError), tap(model, *model.sites()):
         raise ZeroDivisionError
-    with pytest.raises(ValueError, match="must return"), torch.no_grad(), tap(model, last(model), rewrite=lambda x: x[:, 1:]):
+    bad = tap(model, last(model), rewrite=lambda x: x[:, 1:])
+    with pytest.raises(ValueError, match="must return"), torch.no_grad(), bad:
         model.forward(batch_for(model))
     assert n_hooks(model.module) == 0
 

@@ -103,7 +103,7 @@ def test_a_site_may_be_named_by_path_and_the_activations_answer_to_either_name(m
     assert list(taken) == ["blocks.1.attn_out", "blocks.2"]
     assert taken["blocks.1.attn"] is taken["blocks.1.attn_out"]
     assert taken["blocks.-1"] is taken["blocks.2"]
-    with pytest.raises(UnknownName, match="tapped site 'blocks.0'"):
+    with pytest.raises(UnknownName, match=r"tapped site 'blocks\.0'"):
         taken["blocks.0"]
 
 
@@ -123,9 +123,9 @@ def test_switching_one_head_off_takes_its_share_out_of_the_attention_output(mode
     attention = model.module.blocks[1].attn
     with torch.set_grad_enabled(grad), tap(model, "blocks.1.head.3", "blocks.1.attn_out") as plain:
         model.forward(batch)
-    with torch.set_grad_enabled(grad), tap(model, "blocks.1.attn_out") as edited:
-        with tap(model, "blocks.1.head.3", rewrite=torch.zeros_like):
-            model.forward(batch)
+    off = tap(model, "blocks.1.head.3", rewrite=torch.zeros_like)
+    with torch.set_grad_enabled(grad), tap(model, "blocks.1.attn_out") as edited, off:
+        model.forward(batch)
     share = plain["blocks.1.head.3"] @ attention.out_proj.weight[:, 18:24].T
     torch.testing.assert_close(edited["blocks.1.attn_out"], plain["blocks.1.attn_out"] - share, rtol=1e-4, atol=1e-5)
 
@@ -234,7 +234,8 @@ def _boom(_):
 
 
 def test_a_site_that_never_ran_is_an_error_on_leaving_unless_another_error_is_on_its_way(model):
-    with pytest.raises(RuntimeError, match=r"nothing was tapped at blocks.0 \(module 'blocks.0'\)"), tap(model, "blocks.0"):
+    message = r"nothing was tapped at blocks\.0 \(module 'blocks\.0'\)"
+    with pytest.raises(RuntimeError, match=message), tap(model, "blocks.0"):
         pass
     with pytest.raises(KeyError, match="mine"), tap(model, "blocks.0"):
         raise KeyError("mine")
@@ -243,7 +244,7 @@ def test_a_site_that_never_ran_is_an_error_on_leaving_unless_another_error_is_on
 @pytest.mark.parametrize(("bad", "message"), [
     (lambda x: x[:, 1:], r"must return \[2, 23, 24\] torch.float32 on cpu, got \[2, 22, 24\]"),
     (lambda x: x.double(), "got .* torch.float64"),
-    (lambda x: None, "must return a tensor, got NoneType"),
+    (lambda _: None, "must return a tensor, got NoneType"),
 ])  # fmt: skip
 def test_a_rewrite_that_returns_something_else_is_refused(model, batch, bad, message):
     with pytest.raises(ValueError, match=message), torch.no_grad(), tap(model, "blocks.0", rewrite=bad):
@@ -253,7 +254,7 @@ def test_a_rewrite_that_returns_something_else_is_refused(model, batch, bad, mes
 def test_errors_for_names_suggest_what_there_is(model):
     with pytest.raises(UnknownName, match=r"Unknown site 'block.1'. Did you mean 'blocks.1'"):
         model.site("block.1")
-    with pytest.raises(UnknownName, match="Unknown site 'blocks.-9'"):
+    with pytest.raises(UnknownName, match=r"Unknown site 'blocks\.-9'"):
         model.site("blocks.-9")
     with pytest.raises(ValueError, match="has heads 0 to 3, got 4"):
         model.site("blocks.1.head.4")
@@ -287,7 +288,7 @@ def test_a_site_from_a_card_finds_the_place_in_the_same_model_only(model):
     with pytest.raises(UnknownName, match="is of another model"):
         other.site(model.site("blocks.1"))
     wide = copy.deepcopy(model.site("blocks.1").to_dict()) | {"d": 99}
-    with pytest.raises(ValueError, match="tokens of length 99, but module 'blocks.1' of this model gives 24"):
+    with pytest.raises(ValueError, match=r"tokens of length 99, but module 'blocks\.1' of this model gives 24"):
         model.site(type(model.site("blocks.1")).from_dict(wide))
 
 
@@ -296,7 +297,7 @@ def test_compiled_and_scripted_models_are_refused_with_the_cure(batch):
         wrap(torch.compile(Toy()), image_size=(32, 40))
     model = wrap(Toy(), image_size=(32, 40))
     model.module.blocks[1].compile()
-    with pytest.raises(ValueError, match=r"blocks.1 is compiled in place|1 is compiled in place"), tap(model, "blocks.1.mlp"):
+    with pytest.raises(ValueError, match=r"blocks\.1 is compiled in place"), tap(model, "blocks.1.mlp"):
         pass
     with tap(model, "blocks.0"), torch.no_grad():  # another block is free
         model.module.blocks[0](torch.zeros(1, 23, D))

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from visae.registry import UnknownName
 from visae.world import World, models, prompts
 from visae.world.factors import FACTORS
-from visae.world.models.judge import Judge
+from visae.world.models.network import Judge
 from visae.world.models.tokenizer import vocabulary
 from visae.world.training.evaluate import evaluate
 from visae.world.training.tasks import normalised

@@ -17,11 +17,11 @@ from visae.store.shard import stored_dtype
 if TYPE_CHECKING:
     from visae.store.store import Store
 
-BUFFER_BYTES = 64 * 2**20
+BUFFER_BYTES = 32 * 2**20
 _UNUSED = 3
 """References to a buffer that nobody uses: from the list, the loop over it, and the call that counts."""
 
-_BLOCKS = 128
+_BLOCKS = 96
 """Blocks mixed at least, unless less memory is asked for: with few, neighbouring rows often share their samples."""
 
 

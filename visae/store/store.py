@@ -136,7 +136,7 @@ class Store:
             seed: of the order.
             passes: stop after so many passes (the last batch may be short); None never stops.
             pin: batches in page-locked memory, for quick copies to a GPU.
-            buffer_bytes: memory in which rows are mixed (twice as much is held); 64 MiB or 128 blocks by default.
+            buffer_bytes: memory in which rows are mixed (twice as much is held); 32 MiB or 96 blocks by default.
 
         Raises:
             ValueError: if the batch is not positive or the store has no rows.

@@ -13,6 +13,9 @@ import numpy as np
 from visae.store.errors import disk_full, is_full
 from visae.store.shard import CODES, ShardEntry, block_sum, header_room, place_dtype, shard_name, stored_dtype
 
+_PIECE = 1 << 20
+"""Bytes per call of the system: for larger ones the page cache seeks larger runs of free memory, which takes longer."""
+
 
 class ShardWriter:
     """Writes one shard as its items arrive; memory does not grow with the shard.
@@ -54,11 +57,6 @@ class ShardWriter:
         self._file: BinaryIO = open(self._part, "wb", buffering=0)  # noqa: SIM115 - closed by commit and abandon
         self._file.seek(self._room)
 
-    @property
-    def n_items(self) -> int:
-        """Items added so far."""
-        return self._written + self._held
-
     def add(
         self,
         rows: np.ndarray,
@@ -83,7 +81,14 @@ class ShardWriter:
         self._index.append(np.asarray(index, dtype=self._place_dtype))
         self._regions.append(regions)
         self._notes += [json.dumps(note, ensure_ascii=False, separators=(",", ":")) for note in notes]
+        rows = np.ascontiguousarray(rows)
+        self._write(rows.reshape(-1).view(np.uint8).data)
+        self._written += len(rows)
         while len(rows):
+            if self._held == 0 and len(rows) >= len(self._block):
+                self._checks.append(block_sum(rows[: len(self._block)]))
+                rows = rows[len(self._block) :]
+                continue
             piece = rows[: len(self._block) - self._held]
             self._block[self._held : self._held + len(piece)] = piece
             self._held += len(piece)
@@ -140,17 +145,15 @@ class ShardWriter:
         self._part.unlink(missing_ok=True)
 
     def _close_block(self) -> None:
-        block = self._block[: self._held]
-        self._checks.append(block_sum(block))
-        self._write(block.reshape(-1).view(np.uint8).data)
-        self._written, self._held = self._written + self._held, 0
+        self._checks.append(block_sum(self._block[: self._held]))
+        self._held = 0
 
     def _write(self, data: bytes | memoryview) -> None:
         """Writes all of it: one call of the system may take only a part, the next one then says why."""
         view = memoryview(data)
         try:
             while view:
-                view = view[self._file.write(view) :]
+                view = view[self._file.write(view[:_PIECE]) :]
         except OSError as error:
             self._fail(error)
 

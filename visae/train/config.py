@@ -26,7 +26,7 @@ class TrainConfig:
         device: `auto` leaves the choice to accelerate; otherwise e.g. `cpu`.
         stat_rows: rows read before training for mean, scale and first atoms; the loader is rewound afterwards.
         dead_window: a latent is dead after so many samples without firing; None takes 5 % of the budget, at most 10 M.
-        calibration_rows: held-out rows for thresholds, read at the end.
+        calibration_rows: held-out rows for thresholds, read at the end; no more than the run trained on.
         log_every: steps between lines of `metrics.jsonl`.
         checkpoint_every: steps between checkpoints; one more is written at the end.
         keep: newest checkpoints kept.

@@ -247,7 +247,8 @@ class Trainer:
     def _held_out(self, feed: Feed) -> list[Tensor]:
         """The next batches of the loader; the last one trained on where the loader has no more."""
         batches: list[Tensor] = []
-        while sum(b.shape[0] for b in batches) < self.config.calibration_rows:
+        wanted = min(self.config.calibration_rows, self.samples)  # a short run is not worth a long calibration
+        while sum(b.shape[0] for b in batches) < wanted:
             try:
                 batches.append(next(feed))
             except LoaderEnded:

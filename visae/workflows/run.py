@@ -66,6 +66,14 @@ class Run:
         return load_data(self.config.get("data") or self.card.data["name"])
 
 
+def other_split(world: str, part: str, images: int = 2000) -> str:
+    """The spec of another split of the same world, with at most `images` images."""
+    _, _, query = world.partition("?")
+    given = dict(pair.split("=", 1) for pair in query.split("&") if pair)
+    given["n"] = str(min(int(given.get("n", images)), images))
+    return f"world:{part}?" + "&".join(f"{key}={value}" for key, value in given.items())
+
+
 def pick_device(device: str) -> str:
     """`auto` means the GPU where there is one."""
     import torch

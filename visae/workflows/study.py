@@ -20,7 +20,7 @@ from visae.select import Selection, best_latents, measure
 from visae.show import Concept
 from visae.store import ActivationSource
 from visae.tokens import TokenPolicy
-from visae.workflows.run import Run
+from visae.workflows.run import Run, other_split
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def evaluation_sets(run: Run, validation: str | None, test: str | None, images: 
     """
     name = run.data().name
     if name.startswith("world:") and validation is None and test is None:
-        return tuple(load_data(_world(name, part, images)) for part in ("validation", "test"))  # type: ignore[return-value]
+        return tuple(load_data(other_split(name, part, images)) for part in ("validation", "test"))  # type: ignore[return-value]
     if validation is not None and test is not None:
         return load_data(validation), load_data(test)
     if (validation is None) != (test is None):
@@ -72,14 +72,6 @@ def evaluation_sets(run: Run, validation: str | None, test: str | None, images: 
         )
     halves = split(run.data(), {"validation": 0.5, "test": 0.5}, seed=0)
     return halves["validation"], halves["test"]
-
-
-def _world(name: str, part: str, images: int) -> str:
-    """The same world's other split, with at most `images` images."""
-    _, _, query = name.partition("?")
-    given = dict(pair.split("=", 1) for pair in query.split("&") if pair)
-    given["n"] = str(min(int(given.get("n", images)), images))
-    return f"world:{part}?" + "&".join(f"{key}={value}" for key, value in given.items())
 
 
 def study(

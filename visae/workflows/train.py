@@ -17,7 +17,7 @@ from visae.tokens import TokenPolicy
 from visae.train import TrainConfig, Trainer, TrainResult
 from visae.workflows.estimate import training_estimate
 from visae.workflows.extract import announce
-from visae.workflows.run import CONFIG, Run, pick_device
+from visae.workflows.run import CONFIG, Run, other_split, pick_device
 
 
 @dataclass(frozen=True)
@@ -236,11 +236,11 @@ def describe(adapted: AdaptedModel, source: ActivationSource, settings: TrainCon
     )
 
 
-def validation_data(name: str, given: str | None) -> str:
+def held_out_images(images: ImageData, given: str | None) -> ImageData:
     """Images to measure on: what the user names, a world's validation split, else the training images."""
     if given is not None:
-        return given
-    return name.replace("world:train", "world:validation", 1) if name.startswith("world:train") else name
+        return load_data(given)
+    return load_data(other_split(images.name, "validation")) if images.name.startswith("world:train") else images
 
 
 def measure(
@@ -250,13 +250,15 @@ def measure(
     card = run.card
     if card.metrics:
         return card.metrics
-    name = validation_data(images.name, validation)
-    held_out = images if name == images.name else load_data(name)
+    held_out = held_out_images(images, validation)
     policy = TokenPolicy.from_dict(card.policy)
     source = store.Stream(
         adapted, card.site["name"], held_out, policy, dtype="float32", batch=image_batch, workers=workers
     )
     sae = run.sae(adapted)
-    metrics = _plain(evaluate_sae(sae, source.chunks()).to_dict()) | {"data": name, "held_out": name != images.name}
+    metrics = _plain(evaluate_sae(sae, source.chunks()).to_dict()) | {
+        "data": held_out.name,
+        "held_out": held_out is not images,
+    }
     save_sae(sae, run.folder, card.updated(metrics=metrics))
     return metrics

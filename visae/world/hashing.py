@@ -1,6 +1,11 @@
 """Counter-based randomness: integers in, integers out, the same on every machine and in every NumPy version."""
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import numpy as np
+
+T = TypeVar("T")
 
 _MASK = (1 << 64) - 1
 
@@ -43,11 +48,11 @@ class Stream:
         """True with probability `p`."""
         return (self.bits() >> 11) < int(p * (1 << 53))
 
-    def choice(self, values):
+    def choice(self, values: Sequence[T]) -> T:
         """One of `values`."""
         return values[self.below(len(values))]
 
-    def shuffled(self, values) -> list:
+    def shuffled(self, values: Sequence[T]) -> list[T]:
         """`values` in random order (Fisher-Yates)."""
         out = list(values)
         for i in range(len(out) - 1, 0, -1):

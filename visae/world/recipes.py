@@ -45,6 +45,8 @@ class Recipe:
         dense_block: which block's output that loss reads.
         mask: weight of the second auxiliary loss, which reads off early tokens which of their pixels show an object.
         mask_block: which block's output that loss reads.
+        refine: share of the steps after which patches whose centre shows no object are asked to name nothing: it makes
+            tokens say what is at their centre rather than near by.
         singles: training images with one object.
         several: training images with one to three objects.
         curriculum: entry l is the share of the steps after which images of difficulty l join in.
@@ -63,6 +65,7 @@ class Recipe:
     dense_block: int = -2
     mask: float = 3.0
     mask_block: int = 1
+    refine: float = 1.0
     singles: int = 80_000
     several: int = 40_000
     curriculum: tuple[float, ...] = (0.0, 0.10, 0.14, 0.18, 0.24, 0.35)
@@ -84,7 +87,7 @@ def tiny_clip(vocab_size: int) -> Recipe:
             "layers": 2,
         },
     }
-    return Recipe("tiny-clip", {"model_cfg": model, "preprocess_cfg": _PREPROCESS}, steps=4000, dense=1.0)
+    return Recipe("tiny-clip", {"model_cfg": model, "preprocess_cfg": _PREPROCESS}, steps=4000, dense=1.0, refine=0.75)
 
 
 def tiny_vit() -> Recipe:
@@ -93,8 +96,8 @@ def tiny_vit() -> Recipe:
         "img_size": 64,
         "patch_size": 8,
         "embed_dim": 160,
-        "depth": 4,
-        "num_heads": 4,
+        "depth": 5,
+        "num_heads": 5,
         "class_token": True,
         "reg_tokens": 4,
         "num_classes": _n_labels("tiny-vit"),

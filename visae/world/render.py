@@ -1,5 +1,7 @@
 """Paints a scene, with the same bytes on every machine and the same look at every size."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from visae.world.factors import PALETTE, SHIFTED_PALETTE
@@ -7,6 +9,9 @@ from visae.world.hashing import lattice_noise, mix64
 from visae.world.scene import Scene, Thing
 from visae.world.shapes import REACH, SHAPE_DISTANCES
 from visae.world.styles import STYLE_PAINTS, Surface
+
+Palette = Mapping[str, Sequence[float]]
+"""Colour -> red, green, blue in 0 .. 255."""
 
 UNITS = 64.0
 """Lengths are painted in 1/64 of the image side."""
@@ -57,7 +62,7 @@ def _background(scene: Scene, size: int) -> np.ndarray:
     return np.full((size, size), float(scene.level))
 
 
-def _paint(canvas: np.ndarray, thing: Thing, palette: dict[str, tuple[float, float, float]]) -> None:
+def _paint(canvas: np.ndarray, thing: Thing, palette: Palette) -> None:
     size = canvas.shape[0]
     rows, cols = _window(thing, size)
     surface = _surface(thing, rows, cols, size)
@@ -73,7 +78,7 @@ def _paint(canvas: np.ndarray, thing: Thing, palette: dict[str, tuple[float, flo
         canvas[rows, cols, channel] = below + alpha * (paint - below)
 
 
-def _palette(shift: float) -> dict[str, tuple[float, float, float]]:
+def _palette(shift: float) -> Palette:
     if shift == 0.0:
         return PALETTE
     return {

@@ -27,8 +27,8 @@ def _shape(name: str) -> Callable[[Distance], Distance]:
 
 def _polygon(x: np.ndarray, y: np.ndarray, corners: tuple[tuple[float, float], ...]) -> np.ndarray:
     """Exact signed distance to a simple polygon: nearest edge, sign by counting crossings."""
-    nearest = None
     inside = np.zeros(np.broadcast(x, y).shape, bool)
+    nearest = np.full(inside.shape, np.inf)
     for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
         ex, ey = bx - ax, by - ay
         px, py = x - ax, y - ay
@@ -36,7 +36,7 @@ def _polygon(x: np.ndarray, y: np.ndarray, corners: tuple[tuple[float, float], .
         along = np.minimum(np.maximum(along, 0.0), 1.0)
         dx, dy = px - ex * along, py - ey * along
         square = dx * dx + dy * dy
-        nearest = square if nearest is None else np.minimum(nearest, square)
+        nearest = np.minimum(nearest, square)
         if ey != 0.0:
             crosses = (y >= min(ay, by)) & (y < max(ay, by)) & (px < ex * (py / ey))
             inside ^= crosses

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -16,7 +17,7 @@ _GAP = 2
 _LABEL_HEIGHT, _LABEL_WIDTH = 12, 62
 
 
-def _posed(key: int, size_label: str, **changes: str) -> Scene:
+def _posed(key: int, size_label: str, **changes: Any) -> Scene:
     """A scene with one centred object, some of whose factors are chosen."""
     scene = draw_scene(Stream(99, key), 1, 0)
     background = changes.pop("background", scene.background)

@@ -1,5 +1,7 @@
 """Worlds from text: `world:test?n=500&objects=1-3&variant=spurious&p=0.9`."""
 
+from typing import Any
+
 from visae.registry import UnknownName
 from visae.world.variants import VARIANTS
 from visae.world.world import World
@@ -45,11 +47,11 @@ def world_from_spec(spec: str) -> World:
             raise ValueError(f"{key!r} appears twice in {spec!r}")
         given[key] = value
     variant = given.pop("variant", "plain")
-    plain: dict[str, object] = {key: _integer(key, given.pop(key)) for key in _NUMBERS if key in given}
+    plain: dict[str, Any] = {key: _integer(key, given.pop(key)) for key in _NUMBERS if key in given}
     if "objects" in given:
         plain["objects"] = _objects(given.pop("objects"))
     known = VARIANTS[variant].defaults
     for key in given:
         if key not in known:
             raise UnknownName("key of a world spec", key, [*_NUMBERS, "objects", "variant", *known])
-    return World(split or "train", variant=variant, **plain, **given)
+    return World(split or "train", variant=variant, **(plain | given))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from visae.registry import Registry
 from visae.world.factors import ANGLES, BACKGROUNDS, COLOURS, POSITIONS, ROTATIONLESS, SHAPES, SIZES, STYLES
@@ -101,7 +102,8 @@ def replace_value(thing: Thing, factor: str, value: str) -> Thing:
     """The same object with another shape, style or colour."""
     if factor == "shape" and value in ROTATIONLESS:
         return replace(thing, shape=value, rotation="upright", angle=0)
-    return replace(thing, **{factor: value})
+    changes: dict[str, Any] = {factor: value}
+    return replace(thing, **changes)
 
 
 def _shift(draw: Draw, params: Mapping[str, Value]) -> Scene:
@@ -125,7 +127,8 @@ def _changed(scene: Scene, factor: str, stream: Stream, split: int) -> Scene | N
     elif factor == "rotation":
         other = replace(thing, rotation=new, angle=stream.choice(ANGLES[new]))
     else:
-        other = replace(thing, **{factor: new})
+        changes: dict[str, Any] = {factor: new}
+        other = replace(thing, **changes)
     upright_only = other.shape in ROTATIONLESS and (factor == "rotation" or other.rotation != "upright")
     same_place = factor == "position" and other.position == thing.position
     if upright_only or same_place or not _stands(other, scene.things[:-1]):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from visae.data.sample import FactorTable, Sample
+from visae.data.sample import FactorTable, Labels, Sample
 from visae.registry import UnknownName
 from visae.world.captions import Caption, draw_caption
 from visae.world.factors import FACTORS, ROLES, SPLITS, THING_FACTORS
@@ -83,7 +83,13 @@ class World:
     def _spec(self) -> str:
         low, high = self.objects
         count = str(low) if low == high else f"{low}-{high}"
-        parts = {"n": self._n, "size": self.size, "seed": self.seed, "objects": count, "captions": self.captions}
+        parts: dict[str, Value] = {
+            "n": self._n,
+            "size": self.size,
+            "seed": self.seed,
+            "objects": count,
+            "captions": self.captions,
+        }
         if self.variant != "plain":
             parts |= {"variant": self.variant} | self.params
         return f"world:{self.split}?" + "&".join(f"{key}={value}" for key, value in parts.items())
@@ -116,7 +122,7 @@ class World:
         draw = self._draw(index)
         return draw_caption(self._twist.draw(draw, self.params), draw.stream(5, j))
 
-    def labels(self, index: int) -> dict[str, tuple[str, ...]]:
+    def labels(self, index: int) -> Labels:
         """Factor -> values present in the image, in the order of `factors`."""
         return scene_labels(self.scene(index), self.factors)
 
@@ -146,10 +152,10 @@ class World:
         )
 
 
-def scene_labels(scene: Scene, factors: FactorTable) -> dict[str, tuple[str, ...]]:
+def scene_labels(scene: Scene, factors: FactorTable) -> Labels:
     """Factor -> values present in a scene, in the order of `factors`."""
     known = [thing.labels for thing in scene.things]
-    out = {"background": (scene.background,), "count": (scene.count,)}
+    out: Labels = {"background": (scene.background,), "count": (scene.count,)}
     for factor in (*THING_FACTORS, "role"):
         present = {labels.get(factor) for labels in known}
         if factor in factors:

@@ -74,7 +74,7 @@ def make(name: str, stored: dict[str, Any]) -> "nn.Module":
 
         return VisionTransformer(**stored["model_args"])
     if name == "judge":
-        from visae.world.models.judge import Judge
+        from visae.world.models.network import Judge
 
         return Judge(**stored["model_args"])
     raise UnknownName("built-in model", name, MODELS)

@@ -17,7 +17,7 @@ ZERO_SHOT_FACTORS = ("shape", "family", "style", "colour", "background", "size",
 _BATCH = 250
 
 
-def class_codes(model: nn.Module, tokenizer: WorldTokenizer, factor: str) -> Tensor:
+def class_codes(model: Any, tokenizer: WorldTokenizer, factor: str) -> Tensor:
     """Text codes `[values, d]` of a factor: unit vectors, each the mean over its prompts."""
     codes = []
     with torch.inference_mode():

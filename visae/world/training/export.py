@@ -53,6 +53,7 @@ def export(
     metrics = evaluate(model.eval(), recipe.config, tokenizer, n_test)
     part = target / "model.safetensors.part"
     save_file(weights, part)
+    part.chmod(0o644)  # safetensors writes for the owner only
     part.replace(target / "model.safetensors")
     _write(target / models.CONFIG_FILES[recipe.name], recipe.config)
     _write(target / "card.json", _card(recipe, step, metrics, n_test, sum(v.numel() for v in weights.values())))

@@ -136,7 +136,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step)
             with torch.autocast(kind, torch.bfloat16):
-                losses = task.loss(*batch_rows(recipe, levels, step))
+                losses = task.loss(*batch_rows(recipe, levels, step), refine=step >= recipe.refine * recipe.steps)
             optimizer.zero_grad(set_to_none=True)
             losses["total"].backward()
             for group in optimizer.param_groups:

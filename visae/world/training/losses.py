@@ -59,20 +59,26 @@ class DenseHeads(nn.Module):
         """
         return functional.binary_cross_entropy_with_logits(self.silhouette(self.early_norm(tokens)).float(), masks)
 
-    def forward(self, tokens: Tensor, objects: Tensor, facts: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, objects: Tensor, facts: Tensor, centred: Tensor | None = None) -> Tensor:
         """Cross-entropy of shape, style and colour on patches that show an object.
 
         Args:
             tokens: `[B, P, width]` patch tokens.
             objects: `[B, P]` object number per patch, 0 none, 255 not asked.
             facts: `[B, 26]` from `scene_facts`.
+            centred: `[B, P]` bool, whether the patch's centre shows an object. If given, the others are asked to name
+                nothing: their answers should be spread evenly.
         """
         tokens = self.norm(tokens)
         things = facts[:, :-2].reshape(len(facts), N_SLOTS, len(FACT_FACTORS)).long()
         shown = (objects.long() - 1).clamp(0, N_SLOTS - 1)
         on = (objects > 0) & (objects < 255)
+        silent = [] if centred is None else [~centred & (objects > 0), ~centred & (objects == 0)]
+        on = on if centred is None else on & centred
         total = tokens.new_zeros(())
         for factor, head in self.heads.items():
             answer = torch.gather(things[:, :, FACT_FACTORS.index(factor)], 1, shown)
             total = total + functional.cross_entropy(head(tokens[on]).float(), answer[on])
+            for where in silent:  # the rim of objects and the background count alike, however many patches they have
+                total = total - 0.5 * head(tokens[where]).float().log_softmax(-1).mean()
         return total

@@ -14,7 +14,7 @@ from visae.world.captions import Caption, prompts
 from visae.world.factors import FACTORS
 from visae.world.models.tokenizer import WorldTokenizer
 from visae.world.recipes import Recipe
-from visae.world.training.cache import Cache
+from visae.world.training.cache import PATCH, Cache
 from visae.world.training.facts import caption_facts, presence, truth
 from visae.world.training.losses import DenseHeads, contrastive
 
@@ -32,6 +32,13 @@ def normalised(images: np.ndarray, preprocess: dict[str, Any], device: str = "cp
     x = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255.0
     mean, std = (torch.tensor(preprocess[key], device=device).view(1, 3, 1, 1) for key in ("mean", "std"))
     return (x - mean) / std
+
+
+def centred(masks: Tensor) -> Tensor:
+    """Whether all four central pixels of each patch show an object: `[B, P, 64]` masks to `[B, P]` bool."""
+    side = PATCH // 2
+    pixels = masks.unflatten(-1, (PATCH, PATCH))[..., side - 1 : side + 1, side - 1 : side + 1]
+    return pixels.flatten(-2).bool().all(-1)
 
 
 def start_positions(model: nn.Module, scale: float = 0.3) -> None:
@@ -69,22 +76,23 @@ class Task:
     def __init__(self, recipe: Recipe, cache: Cache, device: str, tokenizer: WorldTokenizer | None = None) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.cache, self.device, self.tokenizer = recipe, cache, device, tokenizer
-        self.model = models.make(recipe.name, recipe.config).to(device).train()
+        # Any: the towers are reached by the names that open_clip and timm give them.
+        self.model: Any = models.make(recipe.name, recipe.config).to(device).train()
         start_positions(self.model)
         # Sentences that state one value each join every batch: captions that state many teach single words slowly.
         singles = [(factor, value) for factor in _SPOKEN for value in FACTORS[factor]]
         self._singles = [prompts(factor, value) for factor, value in singles]
         self._single_facts = np.stack([caption_facts(_single(factor, value)) for factor, value in singles])
-        self.helper: nn.Module = nn.Identity()
+        self.helper: Any = nn.Identity()
         if recipe.dense > 0.0:
-            width = self._blocks()[0].ln_1.weight.numel() if self._is_clip else self.model.embed_dim
+            width: int = self._blocks()[0].ln_1.weight.numel() if self._is_clip else self.model.embed_dim
             self.helper = DenseHeads(width).to(device)
 
     @property
     def _is_clip(self) -> bool:
         return "model_cfg" in self.recipe.config
 
-    def _blocks(self) -> list[nn.Module]:
+    def _blocks(self) -> list[Any]:
         """The early and the late block whose outputs the auxiliary losses read."""
         blocks = self.model.visual.transformer.resblocks if self._is_clip else self.model.blocks
         return [blocks[self.recipe.mask_block], blocks[self.recipe.dense_block]]
@@ -105,12 +113,13 @@ class Task:
             for handle in handles:
                 handle.remove()
 
-    def loss(self, rows: np.ndarray, pick: np.ndarray) -> dict[str, Tensor]:
+    def loss(self, rows: np.ndarray, pick: np.ndarray, refine: bool = False) -> dict[str, Tensor]:
         """Losses of one batch; the entry `total` is the one to minimise.
 
         Args:
             rows: `[B]` rows of the cache.
             pick: `[B]` which caption of each row to use.
+            refine: whether patches whose centre shows no object are asked to name nothing.
         """
         images = normalised(self.cache.images[rows], self.recipe.config["preprocess_cfg"], self.device)
         facts = torch.from_numpy(self.cache.facts[rows]).to(self.device)
@@ -122,7 +131,7 @@ class Task:
             masks = torch.from_numpy(np.unpackbits(self.cache.masks[rows], axis=2)).to(self.device).float()
             early, late = (tokens[:, -objects.shape[1] :] for tokens in seen)
             parts["mask"] = self.helper.outline_loss(early, masks)
-            parts["dense"] = self.helper(late, objects, facts)
+            parts["dense"] = self.helper(late, objects, facts, centred(masks) if refine else None)
             extra = self.recipe.dense * parts["dense"] + self.recipe.mask * parts["mask"]
             return parts | {"total": main + extra}
         return parts | {"total": main}
