@@ -13,7 +13,6 @@ from visae.registry import UnknownName
 from visae.taps import tap
 from visae.tokens import TokenPolicy
 from visae.world.models import config as stored_config
-from visae.world.recipes import tiny_vit
 
 CLIP_MEAN, IMAGENET_MEAN, HALF = (0.48145466, 0.4578275, 0.40821073), (0.485, 0.456, 0.406), (0.5, 0.5, 0.5)
 
@@ -35,7 +34,7 @@ class Expected:
 
 
 REG4 = ("cls", "reg", "reg", "reg", "reg")
-TINY_CLIP, VIT = stored_config("tiny-clip")["model_cfg"], tiny_vit().config["model_args"]
+TINY_CLIP, VIT = stored_config("tiny-clip")["model_cfg"], stored_config("tiny-vit")["model_args"]
 CLIP = TINY_CLIP["vision_cfg"]
 MODELS = [
     Expected("open_clip:ViT-B-32", 768, (7, 7), 12, CLIP_MEAN, ("cls",), 32, 512, 12),
@@ -206,8 +205,9 @@ def test_no_hook_is_left_after_a_wrong_site_or_an_exception_inside(case):
 
 @pytest.mark.parametrize("image_hw", [None, (301, 190), (77, 160)], ids=["wide", "tall", "small"])
 def test_a_planted_square_lights_its_own_token_through_resize_and_crop(case, image_hw):
-    _, model = case
-    check = check_geometry(model, last(model), image_hw, positions=3)
+    expected, model = case
+    trained = expected.name.startswith("visae:")  # attention that has learnt carries what a noise image shows elsewhere
+    check = check_geometry(model, "blocks.0" if trained else last(model), image_hw, positions=3)
     assert check.share == 1, check
 
 

@@ -1,6 +1,7 @@
 """The shipped models: there, small, native, and as good as their cards say."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -13,7 +14,7 @@ from visae.registry import UnknownName
 from visae.world import World, models, prompts
 from visae.world.factors import FACTORS
 from visae.world.models.network import Judge
-from visae.world.models.tokenizer import vocabulary
+from visae.world.models.word_tokenizer import write_tokenizer
 from visae.world.training.evaluate import evaluate
 from visae.world.training.tasks import normalised
 
@@ -108,9 +109,10 @@ def test_tokenizer_on_other_texts() -> None:
     assert long[-1] == tokenizer.vocab_size - 1
 
 
-def test_the_shipped_tokenizer_is_the_one_the_lexicon_makes() -> None:
-    stored = json.loads((models.folder("tiny-clip") / "tokenizer.json").read_text())
-    assert stored["model"]["vocab"] == {token: i for i, token in enumerate(vocabulary())}
+def test_the_shipped_tokenizer_is_the_one_the_lexicon_makes(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert json.loads((models.folder("tiny-clip") / name).read_text()) == json.loads((tmp_path / name).read_text())
 
 
 def test_open_clips_own_tokenizer_agrees() -> None:

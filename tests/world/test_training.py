@@ -9,13 +9,13 @@ import torch
 
 from visae.world import World, models, recipes
 from visae.world.factors import FACTORS
-from visae.world.models.tokenizer import WorldTokenizer, vocabulary, write_tokenizer
+from visae.world.models.word_tokenizer import WorldTokenizer, vocabulary, write_tokenizer
 from visae.world.recipes import Recipe
 from visae.world.training.cache import Cache, open_cache, patch_objects
 from visae.world.training.facts import caption_facts, difficulty, presence, scene_facts, truth
 from visae.world.training.loop import batch_rows, fit, learning_rate
 from visae.world.training.losses import DenseHeads, contrastive
-from visae.world.training.tasks import Task, start_positions
+from visae.world.training.tasks import Task, centred, start_positions
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,22 @@ def test_dense_heads_ask_only_where_an_object_is() -> None:
     DenseHeads(16)(tokens, objects, facts).backward()
     asked = tokens.grad.abs().sum(-1) > 0
     assert torch.equal(asked, (objects > 0) & (objects < 255))
+
+
+def test_refining_asks_centres_for_names_and_rims_for_silence() -> None:
+    world = World("train", 4)
+    facts = torch.from_numpy(np.stack([scene_facts(world.scene(i)) for i in range(4)]))
+    regions = np.stack([world.regions(i) for i in range(4)])
+    objects = torch.from_numpy(np.stack([patch_objects(masks) for masks in regions]))
+    tiles = (regions > 0).reshape(4, 8, 8, 8, 8).transpose(0, 1, 3, 2, 4).reshape(4, 64, 64)
+    middle = centred(torch.from_numpy(tiles).float())
+    assert middle.shape == (4, 64)
+    assert (middle.reshape(4, 8, 8).numpy() <= tiles.any(2).reshape(4, 8, 8)).all()
+    torch.manual_seed(0)
+    heads, tokens = DenseHeads(16), torch.randn(4, 64, 16, requires_grad=True)
+    heads(tokens, objects, facts, middle).backward()
+    asked = tokens.grad.abs().sum(-1) > 0
+    assert torch.equal(asked, (objects > 0) & ~(middle & (objects == 255)))
 
 
 def test_position_embeddings_start_as_waves_and_prefix_tokens_do_not() -> None:

@@ -45,8 +45,10 @@ class Recipe:
         dense_block: which block's output that loss reads.
         mask: weight of the second auxiliary loss, which reads off early tokens which of their pixels show an object.
         mask_block: which block's output that loss reads.
-        refine: share of the steps after which patches whose centre shows no object are asked to name nothing: it makes
-            tokens say what is at their centre rather than near by.
+        refine: share of the steps after which patches at the rim of objects are asked to name nothing: it makes tokens
+            say what is at their centre rather than near by.
+        until: share of the steps after which training ends. For tiny-clip soon after it refines: longer, and single
+            latents of a dictionary no longer tell colours from one another.
         singles: training images with one object.
         several: training images with one to three objects.
         curriculum: entry l is the share of the steps after which images of difficulty l join in.
@@ -66,11 +68,17 @@ class Recipe:
     mask: float = 3.0
     mask_block: int = 1
     refine: float = 1.0
+    until: float = 1.0
     singles: int = 80_000
     several: int = 40_000
     curriculum: tuple[float, ...] = (0.0, 0.10, 0.14, 0.18, 0.24, 0.35)
     seed: int = 0
     ema: float = 0.99
+
+    @property
+    def last(self) -> int:
+        """The step after which training ends."""
+        return round(self.until * self.steps)
 
 
 def tiny_clip(vocab_size: int) -> Recipe:
@@ -87,7 +95,7 @@ def tiny_clip(vocab_size: int) -> Recipe:
             "layers": 2,
         },
     }
-    return Recipe("tiny-clip", {"model_cfg": model, "preprocess_cfg": _PREPROCESS}, steps=4000, dense=1.0, refine=0.75)
+    return Recipe("tiny-clip", {"model_cfg": model, "preprocess_cfg": _PREPROCESS}, steps=4000, dense=1.0, refine=0.75, until=0.8125)
 
 
 def tiny_vit() -> Recipe:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from visae.world import models, recipes
-from visae.world.models.tokenizer import WorldTokenizer, write_tokenizer
+from visae.world.models.word_tokenizer import WorldTokenizer, write_tokenizer
 from visae.world.recipes import Recipe
 from visae.world.training.cache import open_cache
 from visae.world.training.evaluate import evaluate
@@ -47,14 +47,14 @@ def train(name: str, target: Path, work: Path, device: str, n_test: int = 4000) 
     task = Task(recipe, cache, device, tokenizer)
 
     def interim(step: int, weights: dict[str, Tensor]) -> None:
-        if step == recipe.steps:
+        if step == recipe.last:
             return
         metrics = export(recipe, weights, target, step, tokenizer, _QUICK)
         shown = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
         print(f"step {step}: {shown}", flush=True)  # noqa: T201
 
     weights = fit(task, recipe, cache, work / f"{name}.checkpoint", interim)
-    return export(recipe, weights, target, recipe.steps, tokenizer, n_test)
+    return export(recipe, weights, target, recipe.last, tokenizer, n_test)
 
 
 def _show(metrics: dict[str, float]) -> None:

@@ -13,7 +13,7 @@ from visae.registry import UnknownName
 if TYPE_CHECKING:
     from torch import nn
 
-    from visae.world.models.tokenizer import WorldTokenizer
+    from visae.world.models.word_tokenizer import WorldTokenizer
 
 MODELS = ("tiny-clip", "tiny-vit", "judge")
 """Names for `build`."""
@@ -101,7 +101,7 @@ def build(name: str) -> "nn.Module":
 
 def tokenizer(name: str = "tiny-clip") -> "WorldTokenizer":
     """The tokenizer of a model with a text tower: texts to ids `[n, context]`."""
-    from visae.world.models.tokenizer import WorldTokenizer
+    from visae.world.models.word_tokenizer import WorldTokenizer
 
     if name != "tiny-clip":
         folder(name)

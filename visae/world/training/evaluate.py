@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from visae.world.captions import prompts
 from visae.world.factors import FACTORS, ROTATIONLESS
-from visae.world.models.tokenizer import WorldTokenizer
+from visae.world.models.word_tokenizer import WorldTokenizer
 from visae.world.training.tasks import normalised
 from visae.world.world import World
 

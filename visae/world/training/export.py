@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from visae.world import models
-from visae.world.models.tokenizer import WorldTokenizer
+from visae.world.models.word_tokenizer import WorldTokenizer
 from visae.world.recipes import Recipe
 from visae.world.training.evaluate import evaluate
 from visae.world.world import DRAWING_VERSION
@@ -66,7 +66,7 @@ def _card(recipe: Recipe, step: int, metrics: dict[str, float], n_test: int, n_p
         "name": recipe.name,
         "description": _ABOUT[recipe.name],
         "command": f"python -m visae.world.train {recipe.name}",
-        "finished": step >= recipe.steps,
+        "finished": step >= recipe.last,
         "step": step,
         "images_seen": step * recipe.batch,
         "parameters": n_parameters,

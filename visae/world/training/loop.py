@@ -131,8 +131,8 @@ def fit(
     began = time.monotonic()
     levels = difficulty(np.asarray(cache.facts))
     # Many tiny attentions: plain matrix products beat the fused kernel on a CPU.
-    with tqdm(total=recipe.steps, initial=start, desc=recipe.name) as bar, sdpa_kernel(SDPBackend.MATH):
-        for step in range(start, recipe.steps):
+    with tqdm(total=recipe.last, initial=start, desc=recipe.name) as bar, sdpa_kernel(SDPBackend.MATH):
+        for step in range(start, recipe.last):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step)
             with torch.autocast(kind, torch.bfloat16):
@@ -145,8 +145,8 @@ def fit(
             average.update(task.model, step)
             bar.update()
             bar.set_postfix({key: f"{value.item():.3f}" for key, value in losses.items()}, refresh=False)
-            if (step + 1) % every == 0 or step + 1 == recipe.steps:
+            if (step + 1) % every == 0 or step + 1 == recipe.last:
                 _save(checkpoint, step + 1, task, optimizer, average)
                 on_save(step + 1, average.state)
-    bar.write(f"{recipe.name}: {recipe.steps - start} steps in {time.monotonic() - began:.0f} s")
+    bar.write(f"{recipe.name}: {recipe.last - start} steps in {time.monotonic() - began:.0f} s")
     return average.state

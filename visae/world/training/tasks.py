@@ -12,7 +12,7 @@ from torch.nn import functional
 from visae.world import models
 from visae.world.captions import Caption, prompts
 from visae.world.factors import FACTORS
-from visae.world.models.tokenizer import WorldTokenizer
+from visae.world.models.word_tokenizer import WorldTokenizer
 from visae.world.recipes import Recipe
 from visae.world.training.cache import PATCH, Cache
 from visae.world.training.facts import caption_facts, presence, truth
@@ -119,7 +119,7 @@ class Task:
         Args:
             rows: `[B]` rows of the cache.
             pick: `[B]` which caption of each row to use.
-            refine: whether patches whose centre shows no object are asked to name nothing.
+            refine: whether patches at the rim of objects are asked to name nothing.
         """
         images = normalised(self.cache.images[rows], self.recipe.config["preprocess_cfg"], self.device)
         facts = torch.from_numpy(self.cache.facts[rows]).to(self.device)
