@@ -2,6 +2,7 @@
 
 import gc
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -73,20 +74,51 @@ MODELS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=MODELS, ids=[m.name for m in MODELS])
+@dataclass
+class Case:
+    """A model, and what one plain and one tapped forward of it brought."""
+
+    expected: Expected
+    model: AdaptedModel
+
+    @cached_property
+    def batch(self) -> torch.Tensor:
+        return torch.randn(1, 3, *self.model.framing.input_hw, generator=torch.Generator().manual_seed(1))
+
+    @cached_property
+    def plain(self) -> Any:
+        with torch.no_grad():
+            return self.model.forward(self.batch)
+
+    @cached_property
+    def read(self) -> tuple[Any, dict[str, torch.Tensor]]:
+        """Output and activations of a forward in which every site is tapped."""
+        with torch.no_grad(), tap(self.model, *self.model.sites()) as taken:
+            return self.model.forward(self.batch), taken
+
+    @property
+    def last(self) -> str:
+        """Name of the last block that has patch tokens."""
+        sites = self.model.sites().items()
+        return [name for name, s in sites if s.kind == "output" and name.count(".") == 1 and s.grid][-1]
+
+
+def pytest_generate_tests(metafunc):
+    """Each class takes the models of its family, so that families can be tested side by side."""
+    if "case" in metafunc.fixturenames:
+        mine = [m for m in MODELS if m.name.startswith(metafunc.cls.family)]
+        metafunc.parametrize("case", mine, indirect=True, scope="class", ids=[m.name for m in mine])
+
+
+@pytest.fixture(scope="class")
 def case(request):
-    """(what is expected, the model), one model in memory at a time."""
+    """One model in memory at a time."""
     expected: Expected = request.param
     torch.manual_seed(0)
-    model = load_model(expected.name, pretrained=expected.name.startswith("visae:"), **expected.options)
-    yield expected, model
-    del model
+    case = Case(expected, load_model(expected.name, pretrained=expected.name.startswith("visae:"), **expected.options))
+    yield case
+    vars(case).clear()
     gc.collect()
-
-
-def batch_for(model: AdaptedModel, n: int = 1) -> torch.Tensor:
-    height, width = model.framing.input_hw
-    return torch.randn(n, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
 def flat(out: Any) -> list[torch.Tensor]:
@@ -115,110 +147,97 @@ def anew(x: torch.Tensor) -> torch.Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def last(model) -> str:
-    """Name of the last block that has patch tokens."""
-    return [name for name, s in model.sites().items() if s.kind == "output" and name.count(".") == 1 and s.grid][-1]
+class Laws:
+    """What must hold for every model."""
+
+    def test_dimensions_tokens_grid_and_statistics_are_read_from_the_model(self, case):
+        expected, model = case.expected, case.model
+        site = model.site(case.last)
+        geometry = model.geometry(site)
+        assert (site.d, site.grid, site.prefix) == (expected.d, expected.grid, expected.prefix)
+        assert site.stride == (expected.stride, expected.stride)
+        assert case.last == f"blocks.{expected.blocks - 1}"
+        assert geometry.n_tokens == site.n_tokens == len(expected.prefix) + expected.grid[0] * expected.grid[1]
+        assert model.preprocessing["mean"] == pytest.approx(expected.mean)
+        assert ("pooled" in model.sites()) == (expected.pooled is not None)
+        if expected.pooled:
+            assert model.site("pooled").d == expected.pooled
+            assert model.site("pooled").token_kinds == ("pooled",)
+        heads = model.sites().get(f"{case.last}.heads")
+        assert (heads.n_heads if heads else None) == expected.heads
+        assert model.site("final").grid == expected.grid
+
+    def test_reading_every_site_at_once_leaves_every_bit_of_the_output(self, case):
+        tapped, taken = case.read
+        assert same_bits(case.plain, tapped)
+        assert all(taken[n].shape == (1, s.n_tokens, s.d) for n, s in case.model.sites().items())
+        assert n_hooks(case.model.module) == 0
+
+    def test_rewriting_every_site_by_itself_leaves_every_bit_of_the_output(self, case):
+        with torch.no_grad(), tap(case.model, *case.model.sites(), rewrite=anew):
+            rewritten = case.model.forward(case.batch)
+        assert same_bits(case.plain, rewritten)
+
+    @pytest.mark.parametrize("kind", ["output", "input", "delta", "head"])
+    def test_a_rewrite_of_each_kind_of_site_reaches_what_comes_after(self, case, kind):
+        names = [n for n, s in case.model.sites().items() if s.kind == kind and n.startswith("blocks.")]
+        for name in names[-1:]:  # convolutional blocks have no heads
+            change = tap(case.model, name, rewrite=lambda x: x * 1.5 + 1.0)
+            with torch.no_grad(), tap(case.model, "final") as after, change:
+                case.model.forward(case.batch)
+            assert not torch.equal(case.read[1]["final"], after["final"]), name
+
+    def test_parts_of_a_block_add_up_as_the_model_adds_them(self, case):
+        name, taken = case.last, case.read[1]
+        if f"{name}.delta" in taken:
+            torch.testing.assert_close(taken[f"{name}.delta"], taken[name] - taken[f"{name}.input"])
+        if case.expected.heads:
+            heads = [taken[f"{name}.head.{j}"] for j in range(case.expected.heads)]
+            assert torch.equal(torch.cat(heads, -1), taken[f"{name}.heads"])
+            module = case.model.module.get_submodule(case.model.site(f"{name}.heads").path)
+            with torch.no_grad():
+                product = getattr(module, "out_proj", module)(taken[f"{name}.heads"])
+            torch.testing.assert_close(product, taken[f"{name}.attn_out"], rtol=1e-4, atol=1e-5)
+
+    def test_no_hook_is_left_after_a_wrong_site_or_an_exception_inside(self, case):
+        model, every = case.model, list(case.model.sites())
+        with pytest.raises(UnknownName, match="blocks"), tap(model, *every, "blocks.nowhere"):
+            pass
+        with pytest.raises(ZeroDivisionError), tap(model, *every):
+            raise ZeroDivisionError
+        bad = tap(model, *every, rewrite=lambda x: x[:, 1:])
+        with pytest.raises(ValueError, match="must return"), torch.no_grad(), bad:
+            model.forward(case.batch)
+        assert n_hooks(model.module) == 0
+
+    @pytest.mark.parametrize("image_hw", [None, (301, 190), (77, 160)], ids=["wide", "tall", "small"])
+    def test_a_planted_square_lights_its_own_token_through_resize_and_crop(self, case, image_hw):
+        trained = case.expected.name.startswith("visae:")  # learnt attention carries what a noise image shows elsewhere
+        check = check_geometry(case.model, "blocks.0" if trained else case.last, image_hw, 2 if image_hw is None else 1)
+        assert check.share == 1, check
+
+    def test_class_and_register_tokens_are_never_counted_as_patches(self, case):
+        """Before the first block, tokens in front of the patches have seen no image; every patch has."""
+        site = case.model.site("blocks.0.input")
+        policy = TokenPolicy(kinds=("patch",))
+        assert policy.candidates(site.token_kinds).tolist() == list(range(len(site.prefix), site.n_tokens))
+        with torch.no_grad(), tap(case.model, site) as other:
+            case.model.forward(case.batch.flip(-1) + 1)
+        same = (case.read[1][site.name][0] == other[site.name][0]).all(dim=-1)
+        assert same.nonzero()[:, 0].tolist() == list(range(len(case.expected.prefix)))
 
 
-def test_dimensions_tokens_grid_and_statistics_are_read_from_the_model(case):
-    expected, model = case
-    site = model.site(last(model))
-    geometry = model.geometry(site)
-    assert (site.d, site.grid, site.prefix) == (expected.d, expected.grid, expected.prefix)
-    assert site.stride == (expected.stride, expected.stride)
-    assert last(model) == f"blocks.{expected.blocks - 1}"
-    assert geometry.n_tokens == site.n_tokens == len(expected.prefix) + expected.grid[0] * expected.grid[1]
-    assert model.preprocessing["mean"] == pytest.approx(expected.mean)
-    assert ("pooled" in model.sites()) == (expected.pooled is not None)
-    if expected.pooled:
-        assert model.site("pooled").d == expected.pooled
-        assert model.site("pooled").token_kinds == ("pooled",)
-    heads = model.sites().get(f"{last(model)}.heads")
-    assert (heads.n_heads if heads else None) == expected.heads
-    assert model.site("final").grid == expected.grid
+class TestOpenClip(Laws):
+    family = "open_clip:"
 
 
-def test_reading_every_site_at_once_leaves_every_bit_of_the_output(case):
-    _, model = case
-    batch, sites = batch_for(model), model.sites()
-    with torch.no_grad():
-        plain = model.forward(batch)
-        with tap(model, *sites) as taken:
-            tapped = model.forward(batch)
-    assert same_bits(plain, tapped)
-    assert all(taken[name].shape == (1, s.n_tokens, s.d) for name, s in sites.items())
-    assert n_hooks(model.module) == 0
+class TestTimm(Laws):
+    family = "timm:"
 
 
-def test_rewriting_every_site_by_itself_leaves_every_bit_of_the_output(case):
-    _, model = case
-    batch = batch_for(model)
-    with torch.no_grad():
-        plain = model.forward(batch)
-        with tap(model, *model.sites(), rewrite=anew):
-            rewritten = model.forward(batch)
-    assert same_bits(plain, rewritten)
+class TestTransformers(Laws):
+    family = "transformers:"
 
 
-def test_a_rewrite_of_each_kind_of_site_reaches_what_comes_after(case):
-    _, model = case
-    batch, sites = batch_for(model), model.sites()
-    final = "final" if "final" in sites else last(model)
-    kinds = {s.kind: name for name, s in sites.items() if name.startswith("blocks.")}
-    with torch.no_grad():
-        for name in kinds.values():
-            with tap(model, final) as before:
-                model.forward(batch)
-            with tap(model, final) as after, tap(model, name, rewrite=lambda x: x * 1.5 + 1.0):
-                model.forward(batch)
-            assert not torch.equal(before[final], after[final]), name
-
-
-def test_parts_of_a_block_add_up_as_the_model_adds_them(case):
-    expected, model = case
-    name = last(model)
-    with torch.no_grad(), tap(model, *[n for n in model.sites() if n.startswith(name)]) as taken:
-        model.forward(batch_for(model))
-    if f"{name}.delta" in taken:
-        torch.testing.assert_close(taken[f"{name}.delta"], taken[name] - taken[f"{name}.input"])
-    if expected.heads:
-        assert torch.equal(torch.cat([taken[f"{name}.head.{j}"] for j in range(expected.heads)], -1),
-                           taken[f"{name}.heads"])  # fmt: skip
-        site = model.site(f"{name}.heads")
-        module = model.module.get_submodule(site.path)
-        projection = getattr(module, "out_proj", module)
-        product = projection(taken[f"{name}.heads"])
-        torch.testing.assert_close(product, taken[f"{name}.attn_out"], rtol=1e-4, atol=1e-5)
-
-
-def test_no_hook_is_left_after_a_wrong_site_or_an_exception_inside(case):
-    _, model = case
-    with pytest.raises(UnknownName, match="blocks"), tap(model, last(model), "blocks.nowhere"):
-        pass
-    with pytest.raises(ZeroDivisionError), tap(model, *model.sites()):
-        raise ZeroDivisionError
-    bad = tap(model, last(model), rewrite=lambda x: x[:, 1:])
-    with pytest.raises(ValueError, match="must return"), torch.no_grad(), bad:
-        model.forward(batch_for(model))
-    assert n_hooks(model.module) == 0
-
-
-@pytest.mark.parametrize("image_hw", [None, (301, 190), (77, 160)], ids=["wide", "tall", "small"])
-def test_a_planted_square_lights_its_own_token_through_resize_and_crop(case, image_hw):
-    expected, model = case
-    trained = expected.name.startswith("visae:")  # attention that has learnt carries what a noise image shows elsewhere
-    check = check_geometry(model, "blocks.0" if trained else last(model), image_hw, positions=3)
-    assert check.share == 1, check
-
-
-def test_class_and_register_tokens_are_never_counted_as_patches(case):
-    """Before the first block, tokens in front of the patches have seen no image; every patch has."""
-    expected, model = case
-    site = model.site("blocks.0.input")
-    policy = TokenPolicy(kinds=("patch",))
-    assert policy.candidates(site.token_kinds).tolist() == list(range(len(site.prefix), site.n_tokens))
-    batch = batch_for(model, 2)
-    with torch.no_grad(), tap(model, site) as taken:
-        model.forward(batch)
-    same = (taken[site.name][0] == taken[site.name][1]).all(dim=-1)
-    assert same.nonzero()[:, 0].tolist() == list(range(len(expected.prefix)))
+class TestShipped(Laws):
+    family = "visae:"
