@@ -67,8 +67,15 @@ def quiet() -> Iterator[None]:
         root.removeFilter(seen)
 
 
-def from_transform(request: Request, family: str, module: nn.Module, transform: Callable[..., Tensor],
-                   call: Callable[[Tensor], Any], tower: nn.Module, **more: Any) -> AdaptedModel:
+def from_transform(
+    request: Request,
+    family: str,
+    module: nn.Module,
+    transform: Callable[..., Tensor],
+    call: Callable[[Tensor], Any],
+    tower: nn.Module,
+    **more: Any,
+) -> AdaptedModel:
     """An adapted model whose framing is read from its image transform (the caller's, where one is given)."""
     used = request.transform or transform
     reading = read_transform(used)

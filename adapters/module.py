@@ -31,8 +31,10 @@ def plain_module(request: Request) -> AdaptedModel:
     prefix, framing, naming = options.pop("prefix", None), options.pop("framing", None), options.pop("naming", None)
     refuse_options("module", options, "prefix, framing and naming")
     if request.transform is None and framing is None and request.image_size is None:
-        raise ValueError(f"{request.name} does not say how large its images are: pass image_size=, or transform=, the "
-                         "function that makes a tensor [3, H, W] of a PIL image")
+        raise ValueError(
+            f"{request.name} does not say how large its images are: pass image_size=, or transform=, the "
+            "function that makes a tensor [3, H, W] of a PIL image"
+        )
     reading, transform = _preparation(request, framing)
     return AdaptedModel(
         id=f"module:{request.name}", module=request.module, framing=reading.framing,

@@ -72,8 +72,10 @@ def _create(request: Request) -> nn.Module:
             with quiet():
                 return open_clip.create_model(architecture, **options)
         except OSError as error:  # the text tower is one of transformers, and even its configuration is fetched
-            raise ValueError(f"open_clip:{architecture} reads the configuration of its text tower from the hub, which "
-                             f"cannot be reached ({str(error).splitlines()[0]}); choose another architecture, or build "
-                             "the tower yourself and pass it to visae.wrap") from error
+            raise ValueError(
+                f"open_clip:{architecture} reads the configuration of its text tower from the hub, which "
+                f"cannot be reached ({str(error).splitlines()[0]}); choose another architecture, or build "
+                "the tower yourself and pass it to visae.wrap"
+            ) from error
     with fetching(f"open_clip:{architecture}/{tag}"):
         return open_clip.create_model(architecture, pretrained=tag, **options)

@@ -59,8 +59,10 @@ def transformers_model(request: Request) -> AdaptedModel:
     path, tower = _tower(module)
     config: Any = tower.config
     if _hides(tower) and config.mask_ratio:
-        raise ValueError(f"{request.name} hides {config.mask_ratio:.0%} of its patches, so tokens have no fixed place; "
-                         "set module.config.mask_ratio = 0 (visae orders the rest), or load it by name")
+        raise ValueError(
+            f"{request.name} hides {config.mask_ratio:.0%} of its patches, so tokens have no fixed place; "
+            "set module.config.mask_ratio = 0 (visae orders the rest), or load it by name"
+        )
     size = request.image_size or _own_size(config)
     if request.transform is not None:
         from visae.framing import read_transform
@@ -87,8 +89,10 @@ def _create(request: Request) -> nn.Module:
     elif request.name.removesuffix("_vision_model") not in names():
         raise UnknownName("transformers model type", request.name, names(), "Or give a hub id such as owner/name.")
     elif request.pretrained:
-        raise ValueError(f"transformers:{request.name} is a model type: pass pretrained=False for random weights, or "
-                         "name a checkpoint (transformers:owner/name)")
+        raise ValueError(
+            f"transformers:{request.name} is a model type: pass pretrained=False for random weights, or "
+            "name a checkpoint (transformers:owner/name)"
+        )
     else:
         config = transformers.AutoConfig.for_model(request.name, **options)
     config = getattr(config, "vision_config", config)
@@ -134,8 +138,9 @@ def _own_size(config: Any) -> tuple[int, int]:
     return 224, 224
 
 
-def _processing(request: Request, config: Any, size: tuple[int, int]) -> tuple[Framing, dict[str, Any],
-                                                                                 Callable[[Any], Tensor]]:
+def _processing(
+    request: Request, config: Any, size: tuple[int, int]
+) -> tuple[Framing, dict[str, Any], Callable[[Any], Tensor]]:
     """Framing, description and function of the checkpoint's image processor, or of the default one for its type."""
     import transformers
     from PIL.Image import Resampling
@@ -161,9 +166,12 @@ def _processing(request: Request, config: Any, size: tuple[int, int]) -> tuple[F
         raise ValueError(f"{type(processor).__name__} brings no image to a tensor ({error}); {cure}") from error
     if off > 0.75:
         raise ValueError(f"{type(processor).__name__} puts pixels {off:.1f} away from where its settings say; {cure}")
-    details = {"mean": list(processor.image_mean), "std": list(processor.image_std),
-               "interpolation": Resampling(int(processor.resample)).name.lower(),
-               "processor": type(processor).__name__}
+    details = {
+        "mean": list(processor.image_mean),
+        "std": list(processor.image_std),
+        "interpolation": Resampling(int(processor.resample)).name.lower(),
+        "processor": type(processor).__name__,
+    }
     return framing, details, transform
 
 
@@ -173,10 +181,14 @@ def _fit(processor: Any, size: tuple[int, int], forced: bool) -> Framing:
     crops = bool(getattr(processor, "do_center_crop", False))
     percent = getattr(processor, "crop_pct", None)
     if not crops and not goal.keys() & {"height", "shortest_edge"}:
-        raise ValueError(f"{type(processor).__name__} sizes images by {goal or 'nothing'}; wrap the module with "
-                         "transform=")
-    target = (processor.crop_size["height"], processor.crop_size["width"]) if crops else (
-        (goal["height"], goal["width"]) if "height" in goal else (goal["shortest_edge"],) * 2)
+        raise ValueError(
+            f"{type(processor).__name__} sizes images by {goal or 'nothing'}; wrap the module with transform="
+        )
+    target = (
+        (processor.crop_size["height"], processor.crop_size["width"])
+        if crops
+        else ((goal["height"], goal["width"]) if "height" in goal else (goal["shortest_edge"],) * 2)
+    )
     if forced and target != size:
         ratio = {key: value / target[0] for key, value in goal.items()}
         square = size[0] == size[1]

@@ -48,8 +48,9 @@ class GeometryCheck:
 
 
 @torch.no_grad()
-def check_geometry(model: AdaptedModel, site: str | Site, image_hw: HW | None = None, positions: int = 5,
-                   seed: int = 0) -> GeometryCheck:
+def check_geometry(
+    model: AdaptedModel, site: str | Site, image_hw: HW | None = None, positions: int = 5, seed: int = 0
+) -> GeometryCheck:
     """Paints a square under one token of an image at a time and looks which token changes most.
 
     Everything on the way is checked at once: resize, crop, patches, strides, leading tokens and the order of tokens.

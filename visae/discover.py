@@ -58,12 +58,18 @@ class Catalogue:
         if (same := self.sites.get(site.name)) is not None and same == site:
             return same
         if place not in self._by_place and site.path not in self.calls:
-            raise UnknownName("module path of a site", site.path, [p for p in self.calls if p],
-                              f"Site {site.name!r} is of another model.")
+            raise UnknownName(
+                "module path of a site",
+                site.path,
+                [p for p in self.calls if p],
+                f"Site {site.name!r} is of another model.",
+            )
         own = self._by_place.get(place) or self._rebuild(site)
         if own.d != site.d:
-            raise ValueError(f"site {site.name!r} has tokens of length {site.d}, but module {site.path!r} of this "
-                             f"model gives {own.d}: it is of another model")
+            raise ValueError(
+                f"site {site.name!r} has tokens of length {site.d}, but module {site.path!r} of this "
+                f"model gives {own.d}: it is of another model"
+            )
         return own
 
     def _rebuild(self, site: Site) -> Site:
@@ -86,7 +92,7 @@ class Catalogue:
         found = re.match(r"blocks\.-(\d+)(?=\.|$)", name)
         if not found or not 0 < int(found[1]) <= len(self.blocks):
             return name
-        return f"blocks.{len(self.blocks) - int(found[1])}{name[found.end():]}"
+        return f"blocks.{len(self.blocks) - int(found[1])}{name[found.end() :]}"
 
     def _split(self, name: str) -> tuple[str, SiteKind, int | None]:
         paths = dict(self.module.named_modules())
@@ -97,13 +103,20 @@ class Catalogue:
         path = self.sites[path].path if path in self.sites else path
         if path in paths and suffix in SUFFIXES:
             return path, "head" if head else SUFFIXES[suffix], int(head[2]) if head else None
-        raise UnknownName("site", name, {*self.sites, *(p for p in self.calls if p)},
-                          f"After a module path may stand {', '.join('.' + s for s in SUFFIXES)} or .head.0.")
+        raise UnknownName(
+            "site",
+            name,
+            {*self.sites, *(p for p in self.calls if p)},
+            f"After a module path may stand {', '.join('.' + s for s in SUFFIXES)} or .head.0.",
+        )
 
     def _find_blocks(self) -> list[Call]:
         for pattern in self.naming.blocks:
-            found = [call for path, call in self.calls.items()
-                     if re.fullmatch(pattern, path) and not re.match(self.naming.elsewhere, path)]
+            found = [
+                call
+                for path, call in self.calls.items()
+                if re.fullmatch(pattern, path) and not re.match(self.naming.elsewhere, path)
+            ]
             if any(call.output is not None for call in found):
                 return found
         return []
@@ -140,8 +153,9 @@ class Catalogue:
 
     def _last_vector(self) -> tuple[Call, SiteKind] | None:
         """The last module, before the classifier, that gives one vector per image; else what the classifier takes."""
-        vectors = [c for c in self.calls.values() if c.path and c.runs == 1 and c.output
-                   and c.output.kinds == ("pooled",)]
+        vectors = [
+            c for c in self.calls.values() if c.path and c.runs == 1 and c.output and c.output.kinds == ("pooled",)
+        ]
         vectors.sort(key=lambda call: call.end)
         linear = [c for c in vectors if isinstance(self.module.get_submodule(c.path), nn.Linear)]
         heads = [self.calls[path] for path in self.naming.classifier if path in self.calls] or linear[-1:]
@@ -254,8 +268,17 @@ def _one_head(heads: Site, name: str, j: int) -> Site:
 def _make(name: str, path: str, kind: SiteKind, reading: Reading) -> Site:
     assert reading.layout is not None
     place = dict(grid=None, stride=None) if reading.map is None else _place(reading)
-    return Site(name=name, path=path, kind=kind, layout=reading.layout, d=reading.d, token_kinds=reading.kinds,
-                index=reading.index, overwritten=reading.overwritten, **place)  # type: ignore[arg-type]
+    return Site(
+        name=name,
+        path=path,
+        kind=kind,
+        layout=reading.layout,
+        d=reading.d,
+        token_kinds=reading.kinds,
+        index=reading.index,
+        overwritten=reading.overwritten,
+        **place,
+    )  # type: ignore[arg-type]
 
 
 def _place(reading: Reading) -> dict[str, object]:
@@ -276,6 +299,8 @@ def _place(reading: Reading) -> dict[str, object]:
 def _unread(path: str, kind: SiteKind, call: Call) -> str:
     shapes = [call.taken.shape] if kind == "input" and call.taken else [given.shape for given in call.given]
     what = f"module {path!r}" if path else "the model"
-    return (f"{what} {'takes' if kind == 'input' else 'gives'} tensors of shape "
-            f"{', '.join(map(str, shapes)) or 'none'} for a batch of 2, which hold neither tokens on a grid, nor a "
-            "feature map, nor one vector per image; tap the module around it")
+    return (
+        f"{what} {'takes' if kind == 'input' else 'gives'} tensors of shape "
+        f"{', '.join(map(str, shapes)) or 'none'} for a batch of 2, which hold neither tokens on a grid, nor a "
+        "feature map, nor one vector per image; tap the module around it"
+    )

@@ -67,8 +67,10 @@ def _steps(transform: Any) -> Iterator[Any]:
 def _preset(preset: Any) -> Reading:
     """Torchvision's `ImageClassification` preset: resize the short side, then crop."""
     framing = Framing(_pair(preset.crop_size), "shortest", _pair(preset.resize_size))
-    return Reading(framing, {"mean": _floats(preset.mean), "std": _floats(preset.std),
-                             "interpolation": _word(preset.interpolation)})
+    return Reading(
+        framing,
+        {"mean": _floats(preset.mean), "std": _floats(preset.std), "interpolation": _word(preset.interpolation)},
+    )
 
 
 def _resize(step: Any, keep_ratio: bool) -> dict[str, Any]:

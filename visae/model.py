@@ -90,8 +90,10 @@ class AdaptedModel:
         """The native forward of a batch `[n, 3, H, W]`, which is moved to the model's device and type."""
         if batch.dim() != 4 or tuple(batch.shape[2:]) != tuple(self.framing.input_hw):
             height, width = self.framing.input_hw
-            raise ValueError(f"{self.id} takes batches [n, 3, {height}, {width}], got {list(batch.shape)}; "
-                             "model.preprocess(images) makes them, load_model(image_size=...) sets another size")
+            raise ValueError(
+                f"{self.id} takes batches [n, 3, {height}, {width}], got {list(batch.shape)}; "
+                "model.preprocess(images) makes them, load_model(image_size=...) sets another size"
+            )
         return self.call(batch.to(self.device, self.dtype, non_blocking=True))
 
     @cached_property
@@ -121,8 +123,10 @@ class AdaptedModel:
         """
         found = self.site(site)
         if found.grid is None or found.stride is None:
-            raise ValueError(f"site {found.name!r} has {', '.join(sorted(set(found.token_kinds)))} tokens only, which "
-                             "have no place on the image; choose a site with patch tokens")
+            raise ValueError(
+                f"site {found.name!r} has {', '.join(sorted(set(found.token_kinds)))} tokens only, which "
+                "have no place on the image; choose a site with patch tokens"
+            )
         return Geometry(self.framing, found.grid, found.stride, found.offset, found.prefix, found.reach)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "AdaptedModel":
@@ -140,14 +144,20 @@ def refuse_compiled(module: nn.Module, path: str = "") -> None:
         walked = ".".join(parts[:depth]) or "the model"
         current = module.get_submodule(".".join(parts[:depth]))
         if type(current).__name__ == "OptimizedModule":
-            raise ValueError(f"{walked} is compiled (torch.compile), so taps would be ignored or force a recompile; "
-                             "pass the module from before compiling, which is model._orig_mod")
+            raise ValueError(
+                f"{walked} is compiled (torch.compile), so taps would be ignored or force a recompile; "
+                "pass the module from before compiling, which is model._orig_mod"
+            )
         if getattr(current, "_compiled_call_impl", None) is not None:
-            raise ValueError(f"{walked} is compiled in place (module.compile()), so taps would be ignored; pass a "
-                             "module that was not compiled, e.g. a copy.deepcopy from before module.compile()")
+            raise ValueError(
+                f"{walked} is compiled in place (module.compile()), so taps would be ignored; pass a "
+                "module that was not compiled, e.g. a copy.deepcopy from before module.compile()"
+            )
         if isinstance(current, torch.jit.ScriptModule):
-            raise ValueError(f"{walked} is a TorchScript module, whose inside cannot be tapped; pass the Python module "
-                             "from before torch.jit.script or torch.jit.trace")
+            raise ValueError(
+                f"{walked} is a TorchScript module, whose inside cannot be tapped; pass the Python module "
+                "from before torch.jit.script or torch.jit.trace"
+            )
 
 
 @dataclass(frozen=True)
@@ -187,8 +197,9 @@ FAMILIES: Registry[Family] = Registry("model family")
 Build = Callable[[Request], AdaptedModel]
 
 
-def register_family(name: str, *, names: Callable[[], list[str]] = list, package: str | None = None) -> Callable[
-        [Build], Build]:
+def register_family(
+    name: str, *, names: Callable[[], list[str]] = list, package: str | None = None
+) -> Callable[[Build], Build]:
     """Decorator that files a function, which builds an `AdaptedModel` from a `Request`, as a model family.
 
     Args:
@@ -219,9 +230,16 @@ def _family(name: str) -> Family:
     return families(foreign=False)[name] if name in families(foreign=False) else families()[name]
 
 
-def load_model(name: str, *, pretrained: bool = True, image_size: int | tuple[int, int] | None = None,
-               device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-               checkpoint: str | None = None, **options: Any) -> AdaptedModel:
+def load_model(
+    name: str,
+    *,
+    pretrained: bool = True,
+    image_size: int | tuple[int, int] | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    checkpoint: str | None = None,
+    **options: Any,
+) -> AdaptedModel:
     """Builds a model by name, e.g. `timm:vit_base_patch16_224` or `open_clip:ViT-B-32/laion2b_s34b_b79k`.
 
     Args:
@@ -241,17 +259,24 @@ def load_model(name: str, *, pretrained: bool = True, image_size: int | tuple[in
     if not colon:
         raise UnknownName("model", name, [f"{f}:..." for f in families()], "Write family:name; see `visae models`.")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    request = Request(rest, pretrained=pretrained and checkpoint is None, checkpoint=checkpoint, image_size=size,
-                      options=options)
+    request = Request(
+        rest, pretrained=pretrained and checkpoint is None, checkpoint=checkpoint, image_size=size, options=options
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # random weights are the same in every process, so a stopped run finds its model again
         built = _family(family).build(request)
     return built.to(device, dtype)
 
 
-def wrap(module: nn.Module, *, family: str | None = None, name: str | None = None,
-         transform: Callable[..., Tensor] | None = None, image_size: int | tuple[int, int] | None = None,
-         **options: Any) -> AdaptedModel:
+def wrap(
+    module: nn.Module,
+    *,
+    family: str | None = None,
+    name: str | None = None,
+    transform: Callable[..., Tensor] | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    **options: Any,
+) -> AdaptedModel:
     """Adapts a module that the caller already holds; it is put into eval mode and otherwise left as it is.
 
     Args:

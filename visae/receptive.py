@@ -144,15 +144,25 @@ def _slide(before: Map, grid: HW, kernel: Sequence[int], stride: Any, padding: A
     return before.each(lambda axis, i: axis.slide(kernel[i], stride[i], padding[i], dilation[i], grid[i]))
 
 
-def _convolution(before: Map, grid: HW, weight: Tensor, _bias: Any, stride: Any, padding: Any, dilation: Any,
-                 transposed: bool = False, *_: Any) -> Map:
+def _convolution(
+    before: Map,
+    grid: HW,
+    weight: Tensor,
+    _bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool = False,
+    *_: Any,
+) -> Map:
     if transposed:
         return before.regrouped(grid)
     return _slide(before, grid, weight.shape[2:], stride, padding, dilation)
 
 
-def _max_pool(before: Map, grid: HW, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1,
-              *_: Any) -> Map:
+def _max_pool(
+    before: Map, grid: HW, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, *_: Any
+) -> Map:
     return _slide(before, grid, kernel, stride, padding, dilation)
 
 

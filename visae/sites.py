@@ -115,5 +115,10 @@ def rows(sites: Mapping[str, Site]) -> Iterator[dict[str, str]]:
         if site.kind == "head" and site.head:
             continue
         shown = f"{name}-{(site.n_heads or 1) - 1}" if site.kind == "head" else name
-        yield {"name": shown, "path": site.path or "(the model)", "kind": site.kind,
-               "shape": f"[n, {site.n_tokens}, {site.d}]", "tokens": tokens_text(site)}
+        yield {
+            "name": shown,
+            "path": site.path or "(the model)",
+            "kind": site.kind,
+            "shape": f"[n, {site.n_tokens}, {site.d}]",
+            "tokens": tokens_text(site),
+        }

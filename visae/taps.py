@@ -36,8 +36,9 @@ class Taken(dict[str, Tensor]):
 
 
 @contextmanager
-def tap(model: AdaptedModel, *sites: Site | str,
-        rewrite: Rewrite | Mapping[str, Rewrite] | None = None) -> Iterator[dict[str, Tensor]]:
+def tap(
+    model: AdaptedModel, *sites: Site | str, rewrite: Rewrite | Mapping[str, Rewrite] | None = None
+) -> Iterator[dict[str, Tensor]]:
     """Reads, and rewrites where asked, the activations of sites in every forward pass inside the `with`.
 
     Args:
@@ -85,8 +86,9 @@ def tap(model: AdaptedModel, *sites: Site | str,
         raise RuntimeError(f"nothing was tapped at {what}: it did not run inside `with tap`; call model.forward(batch)")
 
 
-def _changes(rewrite: Rewrite | Mapping[str, Rewrite] | None, names: Mapping[str, str],
-             sites: list[Site]) -> dict[str, Rewrite]:
+def _changes(
+    rewrite: Rewrite | Mapping[str, Rewrite] | None, names: Mapping[str, str], sites: list[Site]
+) -> dict[str, Rewrite]:
     if rewrite is None:
         return {}
     if callable(rewrite):
@@ -113,8 +115,10 @@ class _Probe:
         if kind in ("heads", "head", "input"):
             return [module.register_forward_pre_hook(self._on_input, with_kwargs=True, prepend=first)]
         if kind == "delta":
-            return [module.register_forward_pre_hook(self._remember, with_kwargs=True),
-                    module.register_forward_hook(self._on_delta, prepend=first)]
+            return [
+                module.register_forward_pre_hook(self._remember, with_kwargs=True),
+                module.register_forward_hook(self._on_delta, prepend=first),
+            ]
         return [module.register_forward_hook(self._on_output, prepend=first)]
 
     def _step(self, native: Tensor, keep: bool) -> Tensor | None:

@@ -209,8 +209,16 @@ class Tracer:
             self.maps.file(best.map)
         return best
 
-    def _judge(self, reading: Reading, value: Tensor, layout: Layout, d: int, kinds: tuple[str, ...],
-               grid: Map | None, sure: bool) -> tuple[Reading, bool]:
+    def _judge(
+        self,
+        reading: Reading,
+        value: Tensor,
+        layout: Layout,
+        d: int,
+        kinds: tuple[str, ...],
+        grid: Map | None,
+        sure: bool,
+    ) -> tuple[Reading, bool]:
         patches = (*kinds, *["patch"] * (grid.rows.size * grid.columns.size)) if grid else kinds
         hit = self.square.shows(to_tokens(value, layout)[:, len(kinds) :], grid) if grid else None
         return Reading(reading.shape, reading.index, layout, d, patches, grid, hit), sure
@@ -262,8 +270,9 @@ class Trace:
 
 
 @torch.no_grad()
-def trace(module: nn.Module, forward: Callable[[Tensor], Any], input_hw: tuple[int, int],
-          prefix: tuple[str, ...]) -> Trace:
+def trace(
+    module: nn.Module, forward: Callable[[Tensor], Any], input_hw: tuple[int, int], prefix: tuple[str, ...]
+) -> Trace:
     """Runs one forward and notes what every module takes and gives.
 
     Args:
@@ -277,8 +286,11 @@ def trace(module: nn.Module, forward: Callable[[Tensor], Any], input_hw: tuple[i
     handles = []
     try:
         for path, child in module.named_modules():
-            handles.append(child.register_forward_pre_hook(
-                lambda _m, args, kwargs, path=path: tracer.before(path, args, kwargs), with_kwargs=True))
+            handles.append(
+                child.register_forward_pre_hook(
+                    lambda _m, args, kwargs, path=path: tracer.before(path, args, kwargs), with_kwargs=True
+                )
+            )
             handles.append(child.register_forward_hook(lambda _m, _a, out, path=path: tracer.after(path, out)))
         with maps:
             forward(square.images(input_hw))

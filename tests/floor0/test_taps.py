@@ -260,8 +260,9 @@ def test_errors_for_names_suggest_what_there_is(model):
         model.site("blocks.1.head.4")
     with pytest.raises(ValueError, match="'unused' does not run"):
         model.site("unused")
-    with pytest.raises(UnknownName, match="needs its site among the tapped ones"), tap(
-        model, "blocks.0", rewrite={"blocks.1": torch.zeros_like}
+    with (
+        pytest.raises(UnknownName, match="needs its site among the tapped ones"),
+        tap(model, "blocks.0", rewrite={"blocks.1": torch.zeros_like}),
     ):
         pass
     with pytest.raises(ValueError, match="at least one site"), tap(model):
@@ -271,9 +272,11 @@ def test_errors_for_names_suggest_what_there_is(model):
 
 
 def test_a_rewrite_per_site_may_use_any_name_of_the_site(model, batch):
-    with torch.no_grad(), tap(model, "blocks.2") as edited, tap(
-        model, "blocks.-1.mlp_out", "blocks.-1.attn_out", rewrite={"blocks.-1.mlp_out": torch.zeros_like}
-    ) as parts:
+    with (
+        torch.no_grad(),
+        tap(model, "blocks.2") as edited,
+        tap(model, "blocks.-1.mlp_out", "blocks.-1.attn_out", rewrite={"blocks.-1.mlp_out": torch.zeros_like}) as parts,
+    ):
         model.forward(batch)
     with torch.no_grad(), tap(model, "blocks.2.input") as plain:
         model.forward(batch)

@@ -95,7 +95,14 @@ def tiny_clip(vocab_size: int) -> Recipe:
             "layers": 2,
         },
     }
-    return Recipe("tiny-clip", {"model_cfg": model, "preprocess_cfg": _PREPROCESS}, steps=4000, dense=1.0, refine=0.75, until=0.8125)
+    return Recipe(
+        "tiny-clip",
+        {"model_cfg": model, "preprocess_cfg": _PREPROCESS},
+        steps=4000,
+        dense=1.0,
+        refine=0.75,
+        until=0.8125,
+    )
 
 
 def tiny_vit() -> Recipe:
