@@ -57,7 +57,9 @@ class TokenSource(Protocol):
     n_rows: int
 
     @property
-    def factors(self) -> FactorTable: ...
+    def factors(self) -> FactorTable:
+        """Factor -> values of the data set."""
+        ...
 
     @property
     def keys(self) -> Sequence[str]:

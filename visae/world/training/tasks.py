@@ -85,7 +85,8 @@ class Task:
         self._single_facts = np.stack([caption_facts(_single(factor, value)) for factor, value in singles])
         self.helper: Any = nn.Identity()
         if recipe.dense > 0.0:
-            width: int = self._blocks()[0].ln_1.weight.numel() if self._is_clip else self.model.embed_dim
+            block: Any = self._blocks()[0]
+            width = block.ln_1.weight.numel() if self._is_clip else self.model.embed_dim
             self.helper = DenseHeads(width).to(device)
 
     @property
