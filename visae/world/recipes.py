@@ -118,7 +118,7 @@ def tiny_vit() -> Recipe:
         "num_classes": _n_labels("tiny-vit"),
     }
     stored = {"model_args": args, "preprocess_cfg": _PREPROCESS, "labels": _labels("tiny-vit")}
-    return Recipe("tiny-vit", stored, steps=6500, dense=1.0)
+    return Recipe("tiny-vit", stored, steps=4000, dense=1.0)
 
 
 def judge() -> Recipe:
