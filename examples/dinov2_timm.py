@@ -48,14 +48,14 @@ def main(
     store = extract(dino, site, data, out / "activations", policy=policy)
     print(store)
 
-    sae = make_sae("batch_topk", store.d, n_latents=16 * store.d, k=24)
+    sae = make_sae("topk", store.d, n_latents=16 * store.d, k=24)
     config = TrainConfig(steps=steps, batch=batch)
     Trainer(sae, config, out).fit(store.loader(batch), resume=True)
     metrics = evaluate_sae(sae, store.chunks())
     print(metrics.summary())
     meta = store.meta
     card = Card(
-        "batch_topk", sae.d, sae.n_latents, model={"id": dino.id, "revision": dino.revision}, site=meta.site.to_dict(),
+        "topk", sae.d, sae.n_latents, model={"id": dino.id, "revision": dino.revision}, site=meta.site.to_dict(),
         policy=policy.to_dict(), preprocessing=meta.preprocessing, geometry=meta.geometry,
         data={"name": meta.data, "fingerprint": meta.fingerprint}, metrics=metrics.to_dict(),
     )  # fmt: skip

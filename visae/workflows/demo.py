@@ -65,7 +65,7 @@ def demo(out: Path = Path("visae-demo"), *, images: int = 4000, seed: int = 0) -
         images: images to train on, from the built-in world.
         seed: of the dictionary.
     """
-    begun = time.perf_counter()
+    begun, out = time.perf_counter(), Path(out)
     trained = train(out, data=f"world:train?n={images}&objects=1", seed=seed, **RECIPE)
     made = report(out, images=2000, localise=PLACED)
     summary = summarise(made.study, time.perf_counter() - begun)

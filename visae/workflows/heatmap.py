@@ -85,7 +85,7 @@ def heatmap(
     count = len(data) if limit is None else min(limit, len(data))
     if not images:
         count = min(count, 8)
-    folder = out or opened.folder / "heatmaps"
+    folder = Path(out) if out else opened.folder / "heatmaps"
     folder.mkdir(parents=True, exist_ok=True)
     model = opened.model(pick_device(device))
     sae = opened.sae(model).to(model.device)

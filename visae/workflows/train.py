@@ -110,7 +110,7 @@ def train(
     config = _plain(
         {name: value for name, value in locals().items() if name not in ("out", "device", "workers", "track")}
     )
-    run = _begin(out, config)
+    run = _begin(Path(out), config)
     place = pick_device(device)
     adapted = load_model(model, pretrained=pretrained, image_size=image_size, device=place)
     images = load_data(data)

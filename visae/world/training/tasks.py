@@ -86,7 +86,7 @@ class Task:
         self.helper: Any = nn.Identity()
         if recipe.dense > 0.0:
             block: Any = self._blocks()[0]
-            width = block.ln_1.weight.numel() if self._is_clip else self.model.embed_dim
+            width = int(block.ln_1.weight.numel() if self._is_clip else self.model.embed_dim)
             self.helper = DenseHeads(width).to(device)
 
     @property
