@@ -86,8 +86,8 @@ class Task:
         self.helper: Any = nn.Identity()
         if recipe.dense > 0.0:
             block: Any = self._blocks()[0]
-            width = int(block.ln_1.weight.numel() if self._is_clip else self.model.embed_dim)
-            self.helper = DenseHeads(width).to(device)
+            width = block.ln_1.weight.numel() if self._is_clip else self.model.embed_dim
+            self.helper = DenseHeads(width).to(device)  # type: ignore[arg-type]
 
     @property
     def _is_clip(self) -> bool:
