@@ -22,7 +22,7 @@ class GeometryCheck:
         site: name of the site.
         image_hw: height and width of the images.
         planted: rows and columns of the tokens under the squares.
-        found: rows and columns of the tokens that changed most.
+        found: rows and columns of the tokens that changed most; None where no token changed at all.
         slack: tokens of distance that still count as a hit: 0 where tokens are plain tiles, else 1 (receptive fields of
             neighbours overlap), and as many as the smallest square is wide.
     """
@@ -30,7 +30,7 @@ class GeometryCheck:
     site: str
     image_hw: HW
     planted: tuple[HW, ...]
-    found: tuple[HW, ...]
+    found: tuple[HW | None, ...]
     slack: HW
 
     @property
@@ -39,12 +39,17 @@ class GeometryCheck:
         return sum(self._hit(p, f) for p, f in zip(self.planted, self.found, strict=True)) / len(self.planted)
 
     @property
+    def silent(self) -> bool:
+        """Whether the site answers to nothing: a branch that starts at zero in a model without trained weights."""
+        return all(place is None for place in self.found)
+
+    @property
     def ok(self) -> bool:
         """Whether most of the squares were found at their place."""
         return self.share > 0.5
 
-    def _hit(self, planted: HW, found: HW) -> bool:
-        return all(abs(p - f) <= s for p, f, s in zip(planted, found, self.slack, strict=True))
+    def _hit(self, planted: HW, found: HW | None) -> bool:
+        return found is not None and all(abs(p - f) <= s for p, f, s in zip(planted, found, self.slack, strict=True))
 
 
 @torch.no_grad()
@@ -80,13 +85,14 @@ def check_geometry(
             model.forward(model.preprocess([Image.fromarray(pixels)]))
         return taken[found_site.name][0, len(found_site.prefix) :].double()
 
-    before, found = patches(noise), []
+    before = patches(noise)
+    found: list[HW | None] = []
     for row, column in planted:
         top, left, bottom, right = _square(geometry, image_hw, row, column)
         pixels = noise.copy()
         pixels[top:bottom, left:right] = (255, 0, 255) if (row + column) % 2 else (0, 255, 0)
         change = (patches(pixels) - before).abs().sum(-1)
-        found.append(divmod(int(change.argmax()), geometry.grid[1]))
+        found.append(divmod(int(change.argmax()), geometry.grid[1]) if change.any() else None)
     slack = [int(geometry.reach is not None or stride != round(stride)) for stride in geometry.stride]
     slack = [max(s, round(SMALLEST / stride) - 1) for s, stride in zip(slack, geometry.stride, strict=True)]
     return GeometryCheck(found_site.name, image_hw, tuple(planted), tuple(found), (slack[0], slack[1]))

@@ -108,6 +108,16 @@ def test_a_module_that_the_user_holds_is_recognised_and_read(module, options, fa
     assert check_geometry(model, site, positions=3).share == 1
 
 
+def test_a_site_that_answers_to_nothing_is_not_called_misplaced():
+    block = timm.create_model("resnet18", num_classes=0)
+    model = wrap(block)
+    torch.nn.init.zeros_(block.layer1[0].bn2.weight)
+    check = check_geometry(model, "blocks.0.delta", positions=2)
+    assert check.silent
+    assert not check.ok
+    assert check_geometry(model, "blocks.0", positions=2).ok
+
+
 def test_modules_of_transformers_and_open_clip_are_recognised_and_only_their_eyes_used():
     import open_clip
     import transformers as hf

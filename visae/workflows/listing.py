@@ -63,4 +63,6 @@ def _verdict(adapted: "floor.AdaptedModel", site: Site) -> str:
     if site.grid is None:
         return "no grid"
     checked = check_geometry(adapted, site)
+    if checked.silent:
+        return "nothing changes here"
     return "ok" if checked.ok else f"{checked.share:.0%} of the squares found"
