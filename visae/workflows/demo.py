@@ -29,9 +29,9 @@ RECIPE: dict[str, Any] = {
     "model": "visae:tiny-clip",
     "site": "blocks.-2",
     "kind": "topk",
-    "latents": 384,
-    "k": 10,
-    "lr": 7e-4,
+    "latents": 352,
+    "k": 8,
+    "lr": 1.4e-3,
     "passes": 9,
     "batch": 1024,
 }
