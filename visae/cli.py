@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "visae.workflows.demo:demo",
     "models": "visae.workflows.listing:models",
     "sites": "visae.workflows.listing:sites",
+    "kinds": "visae.workflows.listing:kinds",
     "estimate": "visae.workflows.estimate:estimate",
     "extract": "visae.workflows.extract:extract",
     "train": "visae.workflows.train:train",

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from visae.sae import initialise, kinds, make_sae
+from visae.sae import initialise, kind_options, kinds, make_sae
 
 D, F = 16, 64
 torch.set_num_threads(1)  # tensors this small only lose time between threads
 
 
 def make_small(kind, **options):
-    return make_sae(kind, D, F, **({"k": 4} if "topk" in kind else {}), **options)
+    return make_sae(kind, D, F, **({"k": 4} if "k" in kind_options(kind) else {}), **options)
 
 
 def draw_tokens(n=600, d=D, seed=5):
@@ -25,7 +25,7 @@ def make_started(kind, dtype=torch.float64, **options):
     sae = sae.to(dtype).train()
     g = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for p in (sae.encoder.bias, sae.decoder.bias, sae.encoder.weight):
+        for p in sae.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=g, dtype=torch.float64).to(p))
     return sae
 

@@ -23,15 +23,40 @@ def test_forward_is_decode_of_encode_and_decode_is_a_sum_of_directions(sae, toke
     assert bool((codes.values >= 0).all()) or sae.signed
 
 
+def largest(scores, k=4):
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, scores.topk(k).indices, True)
+
+
+def above(sae, pre):
+    return pre.relu() * (pre > sae.activation.threshold)
+
+
+def jump(sae, pre):
+    return pre * (pre > sae.activation.threshold * sae.activation.unit)
+
+
+def gated(sae, pre):
+    return (pre > 0) * (sae.activation.log_gain.exp() * pre + sae.activation.bias).relu()
+
+
+FORMULAS = {
+    **dict.fromkeys(("topk", "msae_uw", "msae_rw", "hierarchical_topk"), lambda _, pre: pre.relu() * largest(pre)),
+    **dict.fromkeys(("batch_topk", "matryoshka", "orthogonal", "feature_choice"), above),
+    **dict.fromkeys(("relu_l1", "p_anneal"), lambda _, pre: pre.relu()),
+    "abs_topk": lambda _, pre: pre * largest(pre.abs()),
+    "jumprelu": jump,
+    "gated": gated,
+}
+
+
 def test_codes_equal_the_written_out_formula(sae, tokens):
     x = tokens(40).double()
     sae = sae.double()
+    with torch.no_grad():
+        for p in sae.activation.parameters():
+            p.add_(0.1 * torch.rand(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(2)))
     pre = ((x - sae.mean) * sae.scale - sae.b_dec) @ sae.W_enc.T + sae.b_enc
-    if sae.kind == "topk":
-        keep = torch.zeros_like(pre, dtype=torch.bool).scatter_(1, pre.topk(4).indices, True)
-    else:
-        keep = pre > (sae.activation.threshold if sae.kind == "batch_topk" else 0)
-    assert torch.allclose(sae.encode(x).to_dense(), pre.relu() * keep, atol=1e-12)
+    assert torch.allclose(sae.encode(x).to_dense(), FORMULAS[sae.kind](sae, pre), atol=1e-12)
 
 
 def test_what_comes_out_for_a_token_does_not_depend_on_its_batch(sae, tokens):

@@ -4,19 +4,26 @@ import pytest
 import torch
 
 from visae.ops import Eager, Reference
-from visae.sae import initialise
+from visae.sae import initialise, kind_options, kinds
+from visae.sae.schemes import Plain
 
 D, F = 16, 64
 
 ALL = {"encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"}
+CODES = {"encoder.weight", "encoder.bias", "decoder.bias"}
 REACH = {
-    ("topk", "recon"): ALL,
-    ("topk", "auxk"): ALL,
-    ("batch_topk", "recon"): ALL,
-    ("batch_topk", "auxk"): ALL,
-    ("relu_l1", "recon"): ALL,
-    ("relu_l1", "l1"): {"encoder.weight", "encoder.bias", "decoder.bias"},
+    **{(kind, term): ALL for kind in kinds() for term in ("recon", "auxk")},
+    ("relu_l1", "l1"): CODES,
+    ("p_anneal", "p_anneal"): CODES,
+    ("gated", "recon"): ALL | {"activation.log_gain", "activation.bias"},
+    ("gated", "gate_l1"): CODES,
+    ("gated", "gate_recon"): CODES,
+    ("jumprelu", "recon"): ALL | {"activation.threshold"},
+    ("jumprelu", "l0"): {"activation.threshold"},
+    ("orthogonal", "orthogonal"): {"decoder.weight"},
 }
+for _kind in ("relu_l1", "p_anneal", "gated", "feature_choice"):  # nothing to revive, or by design without it
+    del REACH[_kind, "auxk"]
 
 
 @pytest.mark.parametrize(("name", "term"), REACH, ids=lambda v: v)
@@ -42,9 +49,11 @@ def test_the_fast_path_gives_the_gradients_of_dense_autograd(kind, dead, tokens,
 
 def test_gradients_of_the_whole_loss_agree_with_finite_differences(kind, tokens, started, gradients):
     """The error of AuxK is a constant by definition, so its term is compared on the parts it may move."""
-    sae, x = started(kind, **({"aux": 0.0} if "topk" in kind else {})), tokens(100)
+    sae, x = started(kind, **({"aux": 0.0} if "aux" in kind_options(kind) else {})), tokens(100)
     found = gradients(sae, x, Eager(), torch.arange(3))
     for name, p in sae.named_parameters():
+        if name == "activation.threshold" or (kind == "gated" and name.startswith("decoder")):
+            continue  # a straight-through estimate, see test_sae_thresholds; held fixed in one term, as in the paper
         step = 1e-7 * torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(1))
         values = []
         for sign in (1, -2):
@@ -61,6 +70,8 @@ def test_the_reconstruction_loss_is_the_fraction_of_variance_unexplained(kind, s
     sae = small(kind)
     x = tokens(4000)
     initialise(sae, x)
+    if not isinstance(sae.scheme, Plain):
+        pytest.skip("the loss is a mean over several reconstructions: see test_sae_schemes")
     losses = sae.train().losses(x, Eager())
     recon = sae.restore(losses.recon)
     fvu = (x - recon).square().sum() / (x - x.mean(0)).square().sum()

@@ -111,6 +111,25 @@ class BatchTopK:
 
 
 @dataclass(frozen=True)
+class FeatureChoice:
+    """In each column the `share` of the rows with the largest entries: every latent fires equally often."""
+
+    share: float
+    signed: bool = False
+
+    def mask(self, pre: Tensor) -> Tensor:
+        """See `Rule`."""
+        key = pre.abs() if self.signed else pre
+        count = min(max(1, round(self.share * key.shape[0])), key.shape[0])
+        chosen = key.topk(count, dim=0).indices
+        return torch.zeros_like(key, dtype=torch.bool).scatter_(0, chosen, True)
+
+    def pick(self, pre: Tensor) -> Pattern:
+        """See `Rule`."""
+        return Pattern.of_mask(self.mask(pre))
+
+
+@dataclass(frozen=True)
 class Threshold:
     """Every entry above a threshold, a scalar or `[F]`: how batch rules and JumpReLU work at inference."""
 

@@ -1,5 +1,6 @@
 """Codes inside a training step: `Dense` for the oracle and for dense objectives, `Ragged` for the sparse path."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -96,6 +97,32 @@ class Ragged:
         size = self.values.abs()
         return (size if weights is None else size * weights[self.pattern.columns]).sum() / self.n_rows
 
+    def map(self, change: Callable[[Tensor], Tensor], weights: Tensor | None = None) -> "Ragged":
+        """The same entries with other values, of the values times a weight `[F]` per latent where given."""
+        values = self.values if weights is None else self.values * weights[self.pattern.columns]
+        return Ragged(self.pattern, change(values))
+
+    def among(self, low: int, high: int) -> "Ragged":
+        """The entries of the latents `low` to `high - 1`; differentiable in the values."""
+        return self._keep((self.pattern.columns >= low) & (self.pattern.columns < high))
+
+    def ranked(self, low: int, high: int) -> "Ragged":
+        """In each row the entries whose absolute value has rank `low` to `high - 1`, the largest being 0."""
+        return self._keep((self._ranks >= low) & (self._ranks < high))
+
+    @cached_property
+    def _ranks(self) -> Tensor:
+        """`[m]` int64 rank of each entry in its row by falling absolute value; ties in the order of entries."""
+        rows, order = self.pattern.rows, torch.argsort(self.values.detach().abs(), descending=True, stable=True)
+        order = order[torch.argsort(rows[order], stable=True)]
+        place = torch.arange(rows.shape[0], device=rows.device) - self.pattern.offsets[:-1][rows]
+        return torch.empty_like(order).index_put((order,), place)
+
+    def _keep(self, keep: Tensor) -> "Ragged":
+        offsets = torch.zeros_like(self.pattern.offsets)
+        offsets[1:] = torch.zeros_like(offsets[1:]).index_add_(0, self.pattern.rows, keep.long()).cumsum(0)
+        return Ragged(Pattern(self.pattern.columns[keep], offsets, self.pattern.n_latents), self.values[keep])
+
     def to_dense(self) -> Tensor:
         """`[n, F]`, differentiable in the values."""
         out = torch.zeros(self.n_rows, self.pattern.n_latents, dtype=self.values.dtype, device=self.values.device)
@@ -125,6 +152,22 @@ class Dense:
         """Mean over rows of the sum of |value|, times a weight `[F]` per latent where given."""
         size = self.values.abs()
         return (size if weights is None else size * weights).sum() / self.n_rows
+
+    def map(self, change: Callable[[Tensor], Tensor], weights: Tensor | None = None) -> "Dense":
+        """See `Ragged.map`."""
+        return Dense(change(self.values if weights is None else self.values * weights))
+
+    def among(self, low: int, high: int) -> "Dense":
+        """See `Ragged.among`."""
+        inside = torch.zeros_like(self.values)
+        inside[:, low:high] = 1
+        return Dense(self.values * inside)
+
+    def ranked(self, low: int, high: int) -> "Dense":
+        """See `Ragged.ranked`."""
+        order = self.values.detach().abs().argsort(dim=1, descending=True, stable=True)
+        inside = torch.zeros_like(self.values).scatter_(1, order[:, low:high], 1.0)
+        return Dense(self.values * inside)
 
     def to_dense(self) -> Tensor:
         """`[n, F]`."""

@@ -33,6 +33,12 @@ class Activation(nn.Module):
         """Dense codes `[n, F]` from pre-activations `[n, F]`, for parts without a rule; here the same."""
         return pre
 
+    def start(self, pre: Tensor) -> None:
+        """Sets what depends on the size of pre-activations, from those `[n, F]` of the first tokens."""
+
+    def rescale(self, factor: Tensor) -> None:
+        """Follows an encoder whose pre-activations were multiplied by a positive scalar."""
+
     def observe(self, codes: Coded) -> None:
         """Sees the codes of every training step (for running thresholds)."""
 
@@ -55,11 +61,35 @@ def check_k(k: float, n_latents: int) -> None:
         raise ValueError(f"k is the number of codes per token, between 1 and n_latents = {n_latents}; got {k}")
 
 
-class TopK(Activation):
-    """`z = ReLU(a)` on the k largest entries of a row, 0 elsewhere (Makhzani and Frey 2013; Gao et al. 2024)."""
+def cut(batches: Iterable[Tensor], k: float) -> Tensor:
+    """The scalar that exactly k entries per row of these batches `[n, F]` exceed.
 
-    def __init__(self, k: int, n_latents: int):
+    Raises:
+        ValueError: if no batch comes.
+    """
+    highest, rows = [], 0
+    for scores in batches:
+        rows += scores.shape[0]
+        # no batch holds four times its share of the highest values unless batches differ wildly
+        pattern = ops.BatchTopK(4 * k).pick(scores)
+        highest.append(scores[pattern.rows, pattern.columns].relu())
+    if not rows:
+        raise ValueError("calibrating the threshold needs at least one batch of held-out tokens, got none")
+    values = torch.cat(highest)
+    wanted = min(int(k * rows), values.numel() - 1)
+    ordered = values.topk(wanted + 1).values
+    return (ordered[wanted - 1] + ordered[wanted]) / 2
+
+
+class TopK(Activation):
+    """`z = ReLU(a)` on the k largest entries of a row, 0 elsewhere (Makhzani and Frey 2013; Gao et al. 2024).
+
+    With `signed`, `z = a` on the k entries of largest absolute value.
+    """
+
+    def __init__(self, k: int, n_latents: int, signed: bool = False):
         super().__init__()
+        self.signed = signed
         check_k(k, n_latents)
         if k != int(k):
             raise ValueError(f"topk keeps a whole number of codes per token, got k = {k}; batch_topk takes fractions")
@@ -67,7 +97,7 @@ class TopK(Activation):
 
     def rule(self) -> Rule:
         """See `Activation.rule`."""
-        return ops.TopK(int(self.k or 1))
+        return ops.TopK(int(self.k or 1), self.signed)
 
 
 class BatchTopK(Activation):
@@ -114,18 +144,7 @@ class BatchTopK(Activation):
         Raises:
             ValueError: if no batch comes.
         """
-        highest, rows = [], 0
-        for pre in batches:
-            rows += pre.shape[0]
-            # no batch holds four times its share of the highest values unless batches differ wildly
-            pattern = ops.BatchTopK(4 * float(self.k or 1)).pick(pre)
-            highest.append(pre[pattern.rows, pattern.columns].relu())
-        if not rows:
-            raise ValueError("calibrating the threshold needs at least one batch of held-out tokens, got none")
-        values = torch.cat(highest)
-        wanted = min(int((self.k or 1) * rows), values.numel() - 1)
-        ordered = values.topk(wanted + 1).values
-        self.threshold.copy_((ordered[wanted - 1] + ordered[wanted]) / 2)
+        self.threshold.copy_(cut(batches, float(self.k or 1)))
 
 
 class ReLU(Activation):

@@ -80,7 +80,9 @@ def initialise(sae: Dictionary, rows: Tensor, moments: Moments | None = None, se
     unit_rows(atoms)
     sae.decoder.initialise(atoms)
     sae.encoder.initialise(atoms)
-    _fit_scale(sae, rows[torch.randperm(n, generator=generator)[:PROBE].to(rows.device)])
+    probe = rows[torch.randperm(n, generator=generator)[:PROBE].to(rows.device)]
+    sae.activation.start(sae.encoder.pre(sae.normalise(probe), sae.decoder.bias))
+    _fit_scale(sae, probe)
     sae.samples_since_fired.zero_()
 
 
@@ -95,3 +97,4 @@ def _fit_scale(sae: Dictionary, rows: Tensor) -> None:
     factor = (u * recon).sum() / power
     if bool(power > 0) and bool(factor > 0):
         sae.encoder.rescale(factor)
+        sae.activation.rescale(factor)

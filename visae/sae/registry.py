@@ -1,7 +1,8 @@
-"""Names of the kinds of dictionary, and `make_sae`."""
+"""Names of the kinds of dictionary, what they are, and `make_sae`."""
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from visae.registry import Registry, UnknownName
@@ -10,6 +11,36 @@ from visae.sae.dictionary import Dictionary
 Builder = Callable[..., Dictionary]
 KINDS: Registry[Builder] = Registry("kind of dictionary")
 """Kind to builder; a builder takes `d`, `n_latents` and its options by name."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What the registry says of a kind.
+
+    Attributes:
+        formula: the codes, or the term of the loss, that set it apart; `a` are pre-activations, `z` codes.
+        paper: authors and year.
+        experimental: why to think twice: negative results, in the literature or in our own runs. Empty if none.
+    """
+
+    formula: str
+    paper: str
+    experimental: str = ""
+
+    @property
+    def status(self) -> str:
+        """`stable`, or `experimental: ` and the reason."""
+        return f"experimental: {self.experimental}" if self.experimental else "stable"
+
+
+ABOUT: dict[str, About] = {}
+"""Kind to its description; kinds of other packages that register without one are missing."""
+
+
+def register_kind(name: str, *, formula: str, paper: str, experimental: str = "") -> Callable[[Builder], Builder]:
+    """Decorator that files the builder of a kind together with what `visae kinds` says of it."""
+    ABOUT[name] = About(formula, paper, experimental)
+    return KINDS.register(name)
 
 
 def kinds() -> list[str]:
@@ -48,5 +79,6 @@ def make_sae(kind: str, d: int, n_latents: int, **options: Any) -> Dictionary:
         if name not in known:
             raise UnknownName(f"option of kind {kind!r}:", name, known)
     sae = KINDS[kind](d, n_latents, **options)
-    sae.options = {**known, **options}
+    whole = {**known, **options}
+    sae.options = {name: list(value) if isinstance(value, tuple) else value for name, value in whole.items()}  # as JSON
     return sae

@@ -1,5 +1,9 @@
 """Decode schemes: which reconstructions the loss compares with the inputs."""
 
+import itertools
+from collections.abc import Iterable, Sequence
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,3 +23,82 @@ class Plain(nn.Module):
         """
         recon = ops.decode(codes, decoder.atoms(), decoder.bias)
         return recon, functional.mse_loss(recon, u)
+
+
+def add_up(
+    u: Tensor, parts: Iterable[Coded], decoder: Decoder, ops: Ops, weights: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Reconstructions from one part of the codes, from two, ... and the weighted mean of their losses.
+
+    Every code is decoded once, whatever the number of levels.
+
+    Returns:
+        The last reconstruction `[n, d]` and the loss.
+    """
+    atoms, recon, loss = decoder.atoms(), decoder.bias.expand_as(u), u.new_zeros(())
+    for part, weight in zip(parts, weights, strict=True):
+        recon = recon + ops.decode(part, atoms, None)
+        loss = loss + weight * functional.mse_loss(recon, u)
+    return recon, loss / sum(weights)
+
+
+class Prefixes(nn.Module):
+    """Nested prefixes of the dictionary: the first latents alone should reconstruct, too (Bussmann et al. 2025).
+
+    `L = mean over m of FVU(b + sum over j < F_m of z_j d_j)`, with `F_1 < F_2 < ... = F`.
+
+    Args:
+        n_latents: width F.
+        shares: sizes of the groups as shares of F, first group first; they sum to 1.
+        sampled: 0, or how many prefix lengths are drawn anew in each training step beside F itself, with
+            `P(length > m) ~ m^-1/2`, so that no group border is built in; `shares` then serves outside of training.
+    """
+
+    def __init__(self, n_latents: int, shares: Sequence[float], sampled: int = 0):
+        super().__init__()
+        if not shares or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(f"shares of the groups are positive and sum to 1, got {list(shares)}")
+        ends = torch.tensor(list(shares)).cumsum(0).mul(n_latents).round().long().tolist()
+        self.ends = [*sorted({end for end in ends[:-1] if 0 < end < n_latents}), n_latents]
+        self.sampled = sampled
+
+    def _cuts(self) -> list[int]:
+        width = self.ends[-1]
+        if not (self.sampled and self.training):
+            return self.ends
+        lengths = torch.arange(1, width, dtype=torch.float64)
+        drawn = torch.multinomial(lengths**-1.5, min(self.sampled, width - 1)) + 1
+        return [*sorted(drawn.tolist()), width]
+
+    def forward(self, u: Tensor, codes: Coded, decoder: Decoder, ops: Ops) -> tuple[Tensor, Tensor]:
+        """See `Plain.forward`."""
+        cuts = [0, *self._cuts()]
+        parts = (codes.among(low, high) for low, high in itertools.pairwise(cuts))
+        return add_up(u, parts, decoder, ops, [1.0] * (len(cuts) - 1))
+
+
+class NestedK(nn.Module):
+    """Nested numbers of codes: the largest k_1, k_2, ... codes of a token should each reconstruct.
+
+    `L = sum_i w_i FVU(b + sum over the k_i largest z_j of z_j d_j) / sum_i w_i`.
+
+    Args:
+        ks: rising numbers of codes; the last one is the k of the dictionary.
+        weights: one per entry; None takes 1 for all.
+    """
+
+    def __init__(self, ks: Sequence[int], weights: Sequence[float] | None = None):
+        super().__init__()
+        self.ks = list(ks)
+        self.weights = [1.0] * len(self.ks) if weights is None else list(weights)
+
+    def forward(self, u: Tensor, codes: Coded, decoder: Decoder, ops: Ops) -> tuple[Tensor, Tensor]:
+        """See `Plain.forward`."""
+        cuts = [0, *self.ks]
+        parts = (codes.ranked(low, high) for low, high in itertools.pairwise(cuts))
+        return add_up(u, parts, decoder, ops, self.weights)
+
+
+def halvings(k: int, levels: int) -> list[int]:
+    """`k / 2^(levels - 1), ..., k / 2, k`, whole numbers, each once."""
+    return sorted({max(1, k >> level) for level in range(levels)})

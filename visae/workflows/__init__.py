@@ -4,9 +4,9 @@ from visae.workflows.demo import demo
 from visae.workflows.estimate import estimate
 from visae.workflows.extract import extract
 from visae.workflows.heatmap import heatmap
-from visae.workflows.listing import models, sites
+from visae.workflows.listing import kinds, models, sites
 from visae.workflows.report import report
 from visae.workflows.run import Run
 from visae.workflows.train import train
 
-__all__ = ["Run", "demo", "estimate", "extract", "heatmap", "models", "report", "sites", "train"]
+__all__ = ["Run", "demo", "estimate", "extract", "heatmap", "kinds", "models", "report", "sites", "train"]

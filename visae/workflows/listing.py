@@ -1,7 +1,9 @@
-"""What there is: models that can be loaded, and the sites of one."""
+"""What there is: models that can be loaded, the sites of one, kinds of dictionary."""
 
 from visae import model as floor
+from visae import sae
 from visae.check import check_geometry
+from visae.sae import ABOUT, About, kind_options
 from visae.sites import Site, rows
 from visae.workflows.table import text_table
 
@@ -17,6 +19,28 @@ def models(pattern: str = "*", *, family: str | None = None) -> list[str]:
         family: one family only, e.g. `open_clip`, `timm`, `transformers`, `visae`.
     """
     return floor.models(pattern, family=family)
+
+
+class KindTable(dict[str, About]):
+    """Kinds of dictionary and what they are; prints as a table."""
+
+    def __str__(self) -> str:
+        blocks = [
+            f"{name}  ({about.paper}{'; experimental' if about.experimental else ''})\n    {about.formula}"
+            + (f"\n    Mind: {about.experimental}" if about.experimental else "")
+            + f"\n    options: {', '.join(f'{k}={v!r}' for k, v in kind_options(name).items())}"
+            for name, about in self.items()
+        ]
+        return "a: pre-activations, z: codes, F: width, n: tokens in a batch\n\n" + "\n\n".join(blocks)
+
+
+def kinds() -> KindTable:
+    """Print the kinds of dictionary: name, paper, formula, options, and whether one is experimental.
+
+    Example:
+        visae kinds
+    """
+    return KindTable({name: ABOUT.get(name, About("", "another package")) for name in sae.kinds()})
 
 
 class SiteTable(list[Site]):

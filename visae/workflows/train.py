@@ -88,7 +88,7 @@ def train(
         tokens: kinds of token to keep: `patch`, `cls`, `reg`, joined by `+`, or `all`.
         per_image: keep this many tokens of each image; all if not given.
         dtype: of the rows.
-        kind: kind of dictionary: `topk`, `batch_topk`, `relu_l1`.
+        kind: kind of dictionary, see `visae kinds`.
         latents: width of the dictionary; `expansion` times the token's length if not given.
         expansion: width as a multiple of the token's length.
         k: codes per token, for kinds that have it.

@@ -5,10 +5,14 @@ from visae.sae.decoders import UnitNorm
 from visae.sae.dictionary import Dictionary
 from visae.sae.encoders import Linear
 from visae.sae.penalties import AuxK
-from visae.sae.registry import KINDS
+from visae.sae.registry import register_kind
 
 
-@KINDS.register("batch_topk")
+@register_kind(
+    "batch_topk",
+    formula="z = ReLU(a) on the n k largest a of a batch; a > threshold at inference",
+    paper="Bussmann et al. 2024",
+)
 def batch_topk(d: int, n_latents: int, k: float = 32, aux: float = 1 / 32, k_aux: int | None = None) -> Dictionary:
     """BatchTopK (Bussmann et al. 2024): k codes per token on average, more where the token needs them.
 

@@ -1,0 +1,44 @@
+"""Kind `jumprelu`."""
+
+from visae.sae.decoders import UnitNorm
+from visae.sae.dictionary import Dictionary
+from visae.sae.encoders import Linear
+from visae.sae.penalties import AuxK, TargetL0
+from visae.sae.registry import register_kind
+from visae.sae.thresholds import JumpReLU
+
+
+@register_kind(
+    "jumprelu",
+    formula="z = a 1[a > theta]; + l0 (L0 / k - 1)^2",
+    paper="Rajamanoharan et al. 2024",
+)
+def jumprelu(
+    d: int,
+    n_latents: int,
+    k: float = 32,
+    l0: float = 0.1,
+    eps: float = 0.5,
+    aux: float = 1 / 32,
+    k_aux: int | None = None,
+) -> Dictionary:
+    """JumpReLU with a target for the number of codes; see `visae.sae.thresholds.JumpReLU`.
+
+    Args:
+        d: length of a token.
+        n_latents: width F.
+        k: codes per token to aim at.
+        l0: coefficient of the squared relative miss of the target.
+        eps: width of the straight-through rectangle, as a share of the threshold at the start.
+        aux: coefficient of the loss that revives dead latents.
+        k_aux: codes per token in that loss; None takes `min(d / 2, 512)`.
+    """
+    return Dictionary(
+        "jumprelu",
+        d,
+        n_latents,
+        encoder=Linear(d, n_latents),
+        activation=JumpReLU(n_latents, k, eps),
+        decoder=UnitNorm(d, n_latents),
+        penalties=[TargetL0(l0, k), AuxK(aux, k_aux)],
+    )

@@ -1,0 +1,57 @@
+"""Penalties: further terms of the loss, each a function of one training pass."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from visae.ops import Coded, Ops
+
+if TYPE_CHECKING:
+    from visae.sae.dictionary import Dictionary
+
+
+@dataclass
+class Pass:
+    """What one training pass leaves for the penalties.
+
+    Attributes:
+        sae: the dictionary.
+        u: `[n, d]` normalised inputs.
+        pre: `[n, F]` pre-activations where they exist as a tensor of the graph (dense kinds, other encoders).
+        codes: the codes.
+        recon: `[n, d]` reconstruction in the space of `u`.
+        dead: `[m]` int64 dead latents; None where there are none.
+        progress: share of the training budget spent, 0 to 1.
+        ops: the kernels in use.
+    """
+
+    sae: "Dictionary"
+    u: Tensor
+    pre: Tensor | None
+    codes: Coded
+    recon: Tensor
+    dead: Tensor | None
+    progress: float
+    ops: Ops
+
+    def dense_pre(self) -> Tensor:
+        """`[n, F]` pre-activations of a kind whose activation is dense.
+
+        Raises:
+            ValueError: for a kind whose kernels keep no such tensor: it cannot carry a penalty that reads them.
+        """
+        if self.pre is None:
+            raise ValueError(f"kind {self.sae.kind!r} keeps no pre-activations for this penalty: its codes are sparse")
+        return self.pre
+
+
+class Penalty(nn.Module, ABC):
+    """Base of the penalties: `name` in the logs, and a value that already has its coefficient."""
+
+    name: str
+
+    @abstractmethod
+    def forward(self, run: Pass) -> Tensor | None:
+        """The weighted term, a scalar; None where it does not apply in this step."""

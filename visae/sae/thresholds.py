@@ -1,0 +1,163 @@
+"""Activation parts with a threshold per latent: JumpReLU, the gate, feature choice."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visae import ops
+from visae.ops import Coded, Rule
+from visae.sae.activations import Activation, check_k, cut
+
+
+class _Jump(torch.autograd.Function):
+    """`a 1[a > theta]` with the straight-through estimate for theta: a rectangle of width eps."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, theta: Tensor, width: Tensor) -> Tensor:
+        ctx.save_for_backward(pre, theta, width)
+        return pre * (pre > theta)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (grad,) = grads
+        pre, theta, width = ctx.saved_tensors
+        near = (pre - theta).abs() < width / 2
+        return grad * (pre > theta), -(grad * near).sum(0) * theta / width, None
+
+
+class _Step(torch.autograd.Function):
+    """`1[a > theta]`, which moves theta alone, by the same estimate."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, theta: Tensor, width: Tensor) -> Tensor:
+        ctx.save_for_backward(pre, theta, width)
+        return (pre > theta).to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (grad,) = grads
+        pre, theta, width = ctx.saved_tensors
+        return None, -(grad * ((pre - theta).abs() < width / 2)).sum(0) / width, None
+
+
+class JumpReLU(Activation):
+    """`z = a 1[a > theta]`, theta learnt per latent (Rajamanoharan et al. 2024, "Jumping ahead").
+
+    `dz/dtheta = -(theta / eps) K((a - theta) / eps)` and `dL0/dtheta = -(1 / eps) K(.)`, K the rectangle of width 1.
+    Theta is learnt itself, not its logarithm (which hardly moves under Adam), in units of the value that k codes per
+    token exceed at the start: so one learning rate and one eps fit every site. `calibrate` multiplies all thresholds
+    by the one factor at which held-out tokens keep k codes.
+
+    Args:
+        n_latents: width F.
+        k: codes per token aimed at.
+        eps: width of the rectangle, in the same units.
+    """
+
+    threshold: nn.Parameter
+    unit: Tensor
+
+    def __init__(self, n_latents: int, k: float, eps: float):
+        super().__init__()
+        check_k(k, n_latents)
+        self.k, self.eps = k, eps
+        self.threshold = nn.Parameter(torch.ones(n_latents))
+        self.register_buffer("unit", torch.tensor(1.0))
+
+    @property
+    def theta(self) -> Tensor:
+        """`[F]` thresholds on pre-activations."""
+        return self.threshold * self.unit
+
+    def rule(self) -> Rule | None:
+        """See `Activation.rule`; dense while training, for the gradient of theta."""
+        return None if self.training else ops.Threshold(self.theta.detach())
+
+    def forward(self, pre: Tensor) -> Tensor:
+        """See `Activation.forward`."""
+        return _Jump.apply(pre, self.theta, self.eps * self.unit)  # type: ignore[no-any-return]
+
+    def count(self, pre: Tensor) -> Tensor:
+        """`[n, F]` of 0 and 1: which entries exceed their threshold."""
+        return _Step.apply(pre, self.theta, self.eps * self.unit)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def start(self, pre: Tensor) -> None:
+        """See `Activation.start`."""
+        self.threshold.fill_(1.0)
+        self.unit.copy_(cut([pre], float(self.k or 1)).clamp_min(torch.finfo(self.unit.dtype).tiny))
+
+    @torch.no_grad()
+    def rescale(self, factor: Tensor) -> None:
+        """See `Activation.rescale`."""
+        self.unit.mul_(factor)
+
+    @torch.no_grad()
+    def observe(self, _codes: Coded) -> None:
+        """Keeps thresholds above 0."""
+        self.threshold.clamp_(min=1e-3)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """See the class."""
+        self.unit.mul_(cut((pre / self.theta for pre in batches), float(self.k or 1)))
+
+
+class Gate(Activation):
+    """`z = 1[a > 0] ReLU(exp(r) a + b)`: whether a latent fires and how much are learnt apart (gated SAEs, 2024).
+
+    In the paper magnitudes are `x (W exp(r)) + b_mag`; with `b = b_mag - exp(r) b_gate` that is `exp(r) a + b`.
+    """
+
+    def __init__(self, n_latents: int):
+        super().__init__()
+        self.log_gain = nn.Parameter(torch.zeros(n_latents))
+        self.bias = nn.Parameter(torch.zeros(n_latents))
+
+    def forward(self, pre: Tensor) -> Tensor:
+        """See `Activation.forward`."""
+        return (pre > 0) * (self.log_gain.exp() * pre + self.bias).relu()
+
+
+class FeatureChoice(Activation):
+    """Every latent keeps its `k n / F` largest entries of a batch of n: none can die (Ayonrinde 2024).
+
+    Inference keeps what exceeds a threshold per latent: `calibrate` sets them so that each fires as often on held-out
+    tokens as in training.
+
+    Args:
+        k: mean codes per token.
+        n_latents: width F.
+    """
+
+    threshold: Tensor
+
+    def __init__(self, k: float, n_latents: int):
+        super().__init__()
+        check_k(k, n_latents)
+        self.k, self.share = k, k / n_latents
+        self.register_buffer("threshold", torch.zeros(n_latents))
+
+    def rule(self) -> Rule:
+        """See `Activation.rule`."""
+        return ops.FeatureChoice(self.share) if self.training else ops.Threshold(self.threshold)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Sets thresholds that each latent exceeds on its share of these tokens.
+
+        Raises:
+            ValueError: if no batch comes.
+        """
+        highest, rows = [], 0
+        for pre in batches:
+            rows += pre.shape[0]
+            highest.append(pre.topk(min(pre.shape[0], int(4 * self.share * pre.shape[0]) + 8), dim=0).values)
+        if not rows:
+            raise ValueError("calibrating the thresholds needs at least one batch of held-out tokens, got none")
+        values = torch.cat(highest)
+        wanted = min(max(1, round(self.share * rows)), values.shape[0] - 1)
+        ordered = values.topk(wanted + 1, dim=0).values
+        self.threshold.copy_(((ordered[wanted - 1] + ordered[wanted]) / 2).relu())
