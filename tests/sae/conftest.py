@@ -31,6 +31,7 @@ def make_started(kind, dtype=torch.float64, **options):
 
 
 def find_gradients(sae, x, ops, dead, term=None):
+    torch.manual_seed(11)  # of the noise that some kinds draw while training
     losses = sae.losses(x, ops, dead=dead)
     loss = losses.total if term is None else losses.terms[term]
     names, params = zip(*sae.named_parameters(), strict=True)

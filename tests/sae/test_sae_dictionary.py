@@ -39,13 +39,33 @@ def gated(sae, pre):
     return (pre > 0) * (sae.activation.log_gain.exp() * pre + sae.activation.bias).relu()
 
 
+def pairs(sae, u):
+    p, q = ((u - sae.b_dec) @ part.weight.T + part.bias for part in (sae.encoder.first, sae.encoder.second))
+    both = (p[:, :, None] > 0) & (q[:, None, :] > 0)
+    return torch.where(both, (p[:, :, None] * q[:, None, :] + 1e-5).abs().sqrt(), 0).flatten(1)
+
+
+def as_long_as_the_input(sae, pre, u):
+    out = torch.zeros_like(pre)
+    for n, row in enumerate(pre.detach().relu()):
+        order = row.argsort(descending=True)
+        misses = [abs(float(row[order[:k]].norm() - (u[n] - sae.b_dec.detach()).norm())) for k in range(1, F + 1)]
+        best = order[: misses.index(min(misses)) + 1]
+        out[n, best] = row[best]
+    return out
+
+
 FORMULAS = {
-    **dict.fromkeys(("topk", "msae_uw", "msae_rw", "hierarchical_topk"), lambda _, pre: pre.relu() * largest(pre)),
+    **dict.fromkeys(
+        ("topk", "msae_uw", "msae_rw", "hierarchical_topk", "archetypal", "k_sparse", "kron"),
+        lambda _, pre: pre.relu() * largest(pre),
+    ),
     **dict.fromkeys(("batch_topk", "matryoshka", "orthogonal", "feature_choice"), above),
     **dict.fromkeys(("relu_l1", "p_anneal"), lambda _, pre: pre.relu()),
-    "abs_topk": lambda _, pre: pre * largest(pre.abs()),
+    **dict.fromkeys(("abs_topk", "vsae"), lambda _, pre: pre * largest(pre.abs())),
     "jumprelu": jump,
     "gated": gated,
+    "top_afa": as_long_as_the_input,
 }
 
 
@@ -55,8 +75,11 @@ def test_codes_equal_the_written_out_formula(sae, tokens):
     with torch.no_grad():
         for p in sae.activation.parameters():
             p.add_(0.1 * torch.rand(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(2)))
-    pre = ((x - sae.mean) * sae.scale - sae.b_dec) @ sae.W_enc.T + sae.b_enc
-    assert torch.allclose(sae.encode(x).to_dense(), FORMULAS[sae.kind](sae, pre), atol=1e-12)
+    u = (x - sae.mean) * sae.scale
+    pre = pairs(sae, u) if sae.kind == "kron" else (u - sae.b_dec) @ sae.W_enc.T + sae.b_enc
+    formula = FORMULAS[sae.kind]
+    expected = formula(sae, pre, u) if formula is as_long_as_the_input else formula(sae, pre)
+    assert torch.allclose(sae.encode(x).to_dense(), expected, atol=1e-12)
 
 
 def test_what_comes_out_for_a_token_does_not_depend_on_its_batch(sae, tokens):

@@ -96,7 +96,7 @@ def test_damaged_or_foreign_cards_are_refused_with_what_is_wrong(sae, tmp_path):
     for change, message in (
         ({"colour": 1}, "unknown keys colour"),
         ({"schema": 9}, "schema 9"),
-        ({"n_latents": 65}, r"encoder.weight \[64, 16\] \(expected \[65, 16\]\)"),
+        ({"n_latents": 65}, r"\[64.*\(expected \[65|width must be a multiple of"),
         ({"kind": "topkk"}, "Unknown kind"),
     ):
         file.write_text(json.dumps({**good, **change}))
@@ -138,11 +138,13 @@ def test_a_save_cut_short_at_any_rename_never_looks_whole(small, tokens, sae, tm
 
 
 def test_what_would_not_work_is_not_saved(small, sae, tmp_path):
-    with pytest.raises(ValueError, match=r"rows of decoder\.weight should have length 1"):
-        save_sae(small(sae.kind), tmp_path)
+    if sae.unit_parameters():
+        with pytest.raises(ValueError, match=r"rows of decoder\.weight should have length 1"):
+            save_sae(small(sae.kind), tmp_path)
+    name, parameter = list(sae.encoder.named_parameters())[-1]
     with torch.no_grad():
-        sae.encoder.bias[3] = float("nan")
-    with pytest.raises(ValueError, match=r"encoder\.bias hold values that are not finite"):
+        parameter[3] = float("nan")
+    with pytest.raises(ValueError, match=rf"encoder\.{name} hold values that are not finite"):
         save_sae(sae, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -19,10 +19,24 @@ REACH = {
     ("gated", "gate_l1"): CODES,
     ("gated", "gate_recon"): CODES,
     ("jumprelu", "recon"): ALL | {"activation.threshold"},
-    ("jumprelu", "l0"): {"activation.threshold"},
+    ("jumprelu", "target_l0"): {"activation.threshold"},
     ("orthogonal", "orthogonal"): {"decoder.weight"},
-}
-for _kind in ("relu_l1", "p_anneal", "gated", "feature_choice"):  # nothing to revive, or by design without it
+    ("k_sparse", "recon"): {"encoder.bias", "decoder.weight", "decoder.bias"},
+    **{("kron", term): {f"encoder.{part}.{p}" for part in ("first", "second") for p in ("weight", "bias")}
+       | {"decoder.weight", "decoder.bias"} for term in ("recon", "auxk")},
+    **{("archetypal", term): (ALL - {"decoder.weight"}) | {f"decoder.{p}" for p in ("mixture", "slack", "log_scale")}
+       for term in ("recon", "auxk")},
+    ("vsae", "kl"): CODES,
+    ("top_afa", "afa"): CODES,
+}  # fmt: skip
+for _kind in (
+    "relu_l1",
+    "p_anneal",
+    "gated",
+    "feature_choice",
+    "k_sparse",
+    "vsae",
+):  # nothing to revive, or by design without it
     del REACH[_kind, "auxk"]
 
 
@@ -59,6 +73,7 @@ def test_gradients_of_the_whole_loss_agree_with_finite_differences(kind, tokens,
         for sign in (1, -2):
             with torch.no_grad():
                 p.add_(sign * step)
+                torch.manual_seed(11)  # the noise of `gradients`
                 values.append(float(sae.losses(x, Eager()).total))
         with torch.no_grad():
             p.add_(step)

@@ -29,15 +29,22 @@ def test_inputs_are_centred_and_scaled_to_squared_length_d(sae, tokens):
 
 def test_atoms_start_near_data_points_with_length_one_and_the_encoder_as_their_transpose(sae, tokens):
     u = torch.nn.functional.normalize(sae.normalise(tokens()), dim=1)
-    nearest = (sae.W_dec @ u.T).amax(1)
-    assert torch.allclose(torch.linalg.vector_norm(sae.W_dec, dim=1), torch.ones(F), atol=1e-5)
-    assert nearest.min().item() > 0.9
+    lengths = torch.linalg.vector_norm(sae.W_dec, dim=1, keepdim=True)
+    atoms = sae.W_dec / lengths
+    if sae.unit_parameters():
+        assert torch.allclose(lengths, torch.ones(F, 1), atol=1e-5)
+    assert (atoms @ u.T).amax(1).min().item() > 0.9
     assert len({tuple(row) for row in sae.W_dec.tolist()}) == F
-    assert torch.allclose(sae.W_enc / torch.linalg.vector_norm(sae.W_enc, dim=1, keepdim=True), sae.W_dec, atol=1e-5)
-    assert sae.b_dec.abs().max().item() == sae.b_enc.abs().max().item() == 0
+    assert sae.b_dec.abs().max().item() == 0
+    if sae.encoder.linear:
+        rows = sae.W_enc / torch.linalg.vector_norm(sae.W_enc, dim=1, keepdim=True)
+        assert torch.allclose(rows, atoms, atol=1e-5)
+        assert sae.b_enc.abs().max().item() == 0
 
 
 def test_the_encoder_starts_at_the_least_squares_scale(kind, small, tokens):
+    if kind in ("vsae", "top_afa"):
+        pytest.skip("noise, or a number of codes that changes with the scale: no least squares to compare with")
     sae = small(kind)
     x = tokens(2000)
     initialise(sae, x)

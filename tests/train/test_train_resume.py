@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from visae.sae import kinds, make_sae
+from visae.sae import kind_options, kinds, make_sae
 from visae.train import LoaderEnded, Planted, PlantedConfig, TrainConfig, Trainer, checkpoint, read_metrics
 
 WORLD = PlantedConfig(d=12, n_features=24, active=3)
@@ -20,7 +20,7 @@ CONFIG = {"batch": 64, "stat_rows": 256, "log_every": 3, "dead_window": 128, "ca
 
 
 def sae(kind):
-    return make_sae(kind, 12, 48, **({"k": 3} if "topk" in kind else {}))
+    return make_sae(kind, 12, 64, **({"k": 3} if "k" in kind_options(kind) else {}))
 
 
 class Stop(Exception):
@@ -121,7 +121,7 @@ class Slow(Planted):
 
 config = TrainConfig(steps=150, checkpoint_every=10, batch=64, stat_rows=256, log_every=3, dead_window=128,
                      calibration_rows=256, device="cpu", precision="fp32")
-sae = make_sae("topk", 12, 48, k=3)
+sae = make_sae("topk", 12, 64, k=3)
 Trainer(sae, config, Path(sys.argv[1]), progress=False).fit(Slow(PlantedConfig(d=12, n_features=24, active=3), 64))
 """
 

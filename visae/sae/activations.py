@@ -29,8 +29,13 @@ class Activation(nn.Module):
         """The rule now: parts may differ between training and inference (`self.training`)."""
         return None
 
-    def forward(self, pre: Tensor) -> Tensor:
-        """Dense codes `[n, F]` from pre-activations `[n, F]`, for parts without a rule; here the same."""
+    def forward(self, pre: Tensor, x: Tensor | None = None) -> Tensor:
+        """Dense codes `[n, F]`, for parts without a rule; here the pre-activations themselves.
+
+        Args:
+            pre: `[n, F]` pre-activations.
+            x: `[n, d]` centred inputs, for parts that look at their length.
+        """
         return pre
 
     def start(self, pre: Tensor) -> None:
@@ -85,19 +90,27 @@ class TopK(Activation):
     """`z = ReLU(a)` on the k largest entries of a row, 0 elsewhere (Makhzani and Frey 2013; Gao et al. 2024).
 
     With `signed`, `z = a` on the k entries of largest absolute value.
+
+    Args:
+        k: codes per token.
+        n_latents: width F.
+        signed: whether codes keep their sign.
+        alpha: at inference `alpha k` codes are kept.
     """
 
-    def __init__(self, k: int, n_latents: int, signed: bool = False):
+    def __init__(self, k: int, n_latents: int, signed: bool = False, alpha: float = 1.0):
         super().__init__()
         self.signed = signed
         check_k(k, n_latents)
         if k != int(k):
             raise ValueError(f"topk keeps a whole number of codes per token, got k = {k}; batch_topk takes fractions")
-        self.k = self.capacity = int(k)
+        self.train_k, self.k = int(k), round(alpha * k)
+        check_k(self.k, n_latents)
+        self.capacity = self.k
 
     def rule(self) -> Rule:
         """See `Activation.rule`."""
-        return ops.TopK(int(self.k or 1), self.signed)
+        return ops.TopK(self.train_k if self.training else int(self.k or 1), self.signed)
 
 
 class BatchTopK(Activation):
@@ -150,6 +163,47 @@ class BatchTopK(Activation):
 class ReLU(Activation):
     """`z = max(0, a)`; sparse only through a penalty."""
 
-    def forward(self, pre: Tensor) -> Tensor:
+    def forward(self, pre: Tensor, x: Tensor | None = None) -> Tensor:
         """See `Activation.forward`."""
         return pre.relu()
+
+
+class TopAFA(Activation):
+    """As many of the largest `ReLU(a)` as bring the length of the codes nearest to that of the input (top-AFA, 2025).
+
+    With nearly orthogonal atoms `|x| = |z|`, so no k has to be chosen. `k_n = argmin_k | |z_1..k| - |x_n| |`.
+    """
+
+    def forward(self, pre: Tensor, x: Tensor | None = None) -> Tensor:
+        """See `Activation.forward`."""
+        if x is None:
+            raise ValueError("top-AFA needs the centred inputs beside their pre-activations, got none")
+        z = pre.relu()
+        ordered, order = z.detach().sort(dim=1, descending=True)
+        lengths = ordered.square().cumsum(1).sqrt()
+        k = (lengths - torch.linalg.vector_norm(x, dim=1, keepdim=True)).abs().argmin(1, keepdim=True) + 1
+        ranks = torch.arange(z.shape[1], device=z.device).expand_as(order)
+        return z * torch.zeros_like(z, dtype=torch.bool).scatter(1, order, ranks < k)
+
+
+class NoisyTopK(TopK):
+    """TopK on a sample of `N(a, sigma^2)` while training, on the mean a at inference; signed (variational SAEs, 2025).
+
+    Args:
+        k: codes per token.
+        n_latents: width F.
+        sigma: fixed standard deviation, in the units of normalised inputs.
+    """
+
+    def __init__(self, k: int, n_latents: int, sigma: float):
+        super().__init__(k, n_latents, signed=True)
+        self.sigma = sigma
+
+    def rule(self) -> Rule | None:  # type: ignore[override]
+        """See `Activation.rule`."""
+        return None if self.training else super().rule()
+
+    def forward(self, pre: Tensor, x: Tensor | None = None) -> Tensor:
+        """See `Activation.forward`."""
+        z = pre + self.sigma * torch.randn_like(pre)
+        return z * ops.TopK(self.train_k, signed=True).mask(z.detach())

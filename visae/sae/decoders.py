@@ -27,6 +27,12 @@ class Decoder(nn.Module, ABC):
     def initialise(self, atoms: Tensor) -> None:
         """Starts from these unit rows `[F, d]`."""
 
+    def start(self, points: Tensor) -> None:
+        """Sees normalised data points `[n, d]`, shuffled, after `initialise`: for parts that are built on data."""
+
+    def project(self) -> None:
+        """Brings parameters back to where they are allowed, after every step of the optimiser."""
+
 
 class Free(Decoder):
     """Rows of any length, for objectives that weight by it."""
@@ -52,3 +58,61 @@ class UnitNorm(Free):
     """Rows of length 1: the optimiser projects their gradient and renormalises them in every step."""
 
     unit = ("weight",)
+
+
+class Archetypal(Decoder):
+    """Atoms are convex mixtures of data points, give or take a little (archetypal SAEs, Fel et al. 2025).
+
+    `D = exp(s) (W C + Lambda)`: C `[m, d]` data points, fixed; rows of W `[F, m]` not negative with sum 1;
+    `|Lambda_i| <= delta` times the mean length of a data point. Atoms stay near the data, and two seeds agree more.
+
+    Args:
+        d: length of an input.
+        n_latents: width F.
+        points: number of data points m.
+        delta: how far an atom may leave their convex hull.
+    """
+
+    points: Tensor
+    radius: Tensor
+
+    def __init__(self, d: int, n_latents: int, points: int, delta: float):
+        super().__init__()
+        if points < 1 or delta < 0:
+            raise ValueError(f"points must be at least 1 and delta at least 0, got {points} and {delta}")
+        self.delta = delta
+        self.mixture = nn.Parameter(torch.zeros(n_latents, points))
+        self.slack = nn.Parameter(torch.zeros(n_latents, d))
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(d))
+        self.register_buffer("points", torch.zeros(points, d))
+        self.register_buffer("radius", torch.tensor(0.0))
+
+    def atoms(self) -> Tensor:
+        """See `Decoder.atoms`."""
+        return self.log_scale.exp() * (self.mixture @ self.points + self.slack)
+
+    @torch.no_grad()
+    def initialise(self, _atoms: Tensor) -> None:
+        """See `Decoder.initialise`; the start is made by `start`, from data."""
+        self.bias.zero_()
+        self.slack.zero_()
+
+    @torch.no_grad()
+    def start(self, points: Tensor) -> None:
+        """See `Decoder.start`: every atom begins as one data point."""
+        m, width = self.points.shape[0], self.mixture.shape[0]
+        self.points.copy_(points[torch.arange(m) % points.shape[0]])
+        length = torch.linalg.vector_norm(self.points, dim=1).mean()
+        self.radius.copy_(self.delta * length)
+        self.log_scale.copy_(-length.log())
+        self.mixture.zero_()
+        self.mixture[torch.arange(width), torch.arange(width) % m] = 1.0
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """See `Decoder.project`."""
+        self.mixture.clamp_(min=0)
+        self.mixture.div_(self.mixture.sum(1, keepdim=True).clamp_min(1e-12))
+        length = torch.linalg.vector_norm(self.slack, dim=1, keepdim=True)
+        self.slack.mul_(torch.clamp(self.radius / length.clamp_min(1e-12), max=1.0))

@@ -149,7 +149,7 @@ class Dictionary(nn.Module):
         if rule is not None and self.encoder.linear:
             return self.select(u, rule, ops), None
         pre = self.encoder.pre(u, self.decoder.bias)
-        return (Dense(self.activation(pre)) if rule is None else ops.select(pre, rule)), pre
+        return (Dense(self.activation(pre, u - self.decoder.bias)) if rule is None else ops.select(pre, rule)), pre
 
     def losses(self, x: Tensor, ops: Ops, *, dead: Tensor | None = None, progress: float = 1.0) -> Losses:
         """Every term of the training objective on raw inputs `[n, d]`.

@@ -1,9 +1,12 @@
 """Encoder parts: from centred inputs to pre-activations. A new one defines `pre`; nothing else is asked of it."""
 
 from abc import ABC, abstractmethod
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+
+from visae.sae.decoders import Decoder
 
 
 class Encoder(nn.Module, ABC):
@@ -56,3 +59,84 @@ class Linear(Encoder):
         """See `Encoder.rescale`."""
         self.weight.mul_(factor)
         self.bias.mul_(factor)
+
+
+class Tied(Encoder):
+    """`a = (u - b_dec) D^T + b_enc`: the dictionary itself reads (k-sparse autoencoders, Makhzani and Frey 2013).
+
+    Args:
+        decoder: the dictionary's part, whose atoms must be free to have any length.
+    """
+
+    linear = True
+
+    def __init__(self, decoder: Decoder, n_latents: int):
+        super().__init__()
+        self._decoder = [decoder]  # in a list: it is the dictionary's part, and must not be registered twice
+        self.bias = nn.Parameter(torch.zeros(n_latents))
+
+    @property
+    def weight(self) -> Tensor:
+        """`[F, d]` rows: the atoms."""
+        return self._decoder[0].atoms()
+
+    def pre(self, u: Tensor, shift: Tensor) -> Tensor:
+        """See `Encoder.pre`."""
+        return nn.functional.linear(u - shift, self.weight, self.bias)
+
+    @torch.no_grad()
+    def initialise(self, _atoms: Tensor) -> None:
+        """See `Encoder.initialise`; the atoms are shared already."""
+        self.bias.zero_()
+
+    @torch.no_grad()
+    def rescale(self, factor: Tensor) -> None:
+        """Scales the reconstruction: by the root of the factor where atoms read, and once more where they write."""
+        cast(nn.Parameter, self.weight).mul_(factor.sqrt())
+        self.bias.mul_(factor.sqrt())
+
+
+class Kron(Encoder):
+    """Pre-activations are pairs, `a = mAND(p, q)` of two short lists per head (KronSAE, 2025).
+
+    `p = ReLU((u - b) P + b_p)`, `q = ReLU((u - b) Q + b_q)`, `a_{h,i,j} = sqrt(p_{h,i} q_{h,j} + 1e-5)` where both are
+    above 0, else 0: a soft AND. Only `heads (m + n)` rows instead of `heads m n`.
+
+    Args:
+        d: length of an input.
+        n_latents: width `F = heads m n`.
+        m: first list of a head.
+        n: second list.
+
+    Raises:
+        ValueError: if F is not a multiple of m n.
+    """
+
+    def __init__(self, d: int, n_latents: int, m: int, n: int):
+        super().__init__()
+        if m < 1 or n < 1 or n_latents % (m * n):
+            raise ValueError(f"the width must be a multiple of m n = {m} * {n} = {m * n}, got {n_latents}")
+        self.m, self.n, self.heads = m, n, n_latents // (m * n)
+        self.first, self.second = Linear(d, self.heads * m), Linear(d, self.heads * n)
+
+    def pre(self, u: Tensor, shift: Tensor) -> Tensor:
+        """See `Encoder.pre`."""
+        p = self.first.pre(u, shift).relu().view(-1, self.heads, self.m, 1)
+        q = self.second.pre(u, shift).relu().view(-1, self.heads, 1, self.n)
+        product = p * q
+        both = product > 0
+        root = torch.sqrt(torch.where(both, product, torch.ones_like(product)) + 1e-5)
+        return torch.where(both, root, torch.zeros_like(root)).flatten(1)
+
+    @torch.no_grad()
+    def initialise(self, atoms: Tensor) -> None:
+        """See `Encoder.initialise`; each row starts as the mean of the atoms that it takes part in."""
+        blocks = atoms.view(self.heads, self.m, self.n, -1)
+        for part, mean in ((self.first, blocks.mean(2)), (self.second, blocks.mean(1))):
+            part.initialise(nn.functional.normalize(mean.flatten(0, 1), dim=1))
+
+    @torch.no_grad()
+    def rescale(self, factor: Tensor) -> None:
+        """See `Encoder.rescale`; exact but for the 1e-5."""
+        self.first.rescale(factor)
+        self.second.rescale(factor)

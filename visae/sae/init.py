@@ -79,10 +79,14 @@ def initialise(sae: Dictionary, rows: Tensor, moments: Moments | None = None, se
     atoms = BLEND * points + (1 - BLEND) * noise
     unit_rows(atoms)
     sae.decoder.initialise(atoms)
-    sae.encoder.initialise(atoms)
-    probe = rows[torch.randperm(n, generator=generator)[:PROBE].to(rows.device)]
+    shuffled = rows[torch.randperm(n, generator=generator).to(rows.device)]
+    sae.decoder.start(sae.normalise(shuffled))
+    sae.encoder.initialise(sae.decoder.atoms())
+    probe = shuffled[:PROBE]
     sae.activation.start(sae.encoder.pre(sae.normalise(probe), sae.decoder.bias))
-    _fit_scale(sae, probe)
+    with torch.random.fork_rng(devices=[rows.device] if rows.device.type == "cuda" else []):
+        torch.manual_seed(seed)  # some kinds draw noise while training
+        _fit_scale(sae, probe)
     sae.samples_since_fired.zero_()
 
 

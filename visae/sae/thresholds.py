@@ -75,7 +75,7 @@ class JumpReLU(Activation):
         """See `Activation.rule`; dense while training, for the gradient of theta."""
         return None if self.training else ops.Threshold(self.theta.detach())
 
-    def forward(self, pre: Tensor) -> Tensor:
+    def forward(self, pre: Tensor, x: Tensor | None = None) -> Tensor:
         """See `Activation.forward`."""
         return _Jump.apply(pre, self.theta, self.eps * self.unit)  # type: ignore[no-any-return]
 
@@ -116,7 +116,7 @@ class Gate(Activation):
         self.log_gain = nn.Parameter(torch.zeros(n_latents))
         self.bias = nn.Parameter(torch.zeros(n_latents))
 
-    def forward(self, pre: Tensor) -> Tensor:
+    def forward(self, pre: Tensor, x: Tensor | None = None) -> Tensor:
         """See `Activation.forward`."""
         return (pre > 0) * (self.log_gain.exp() * pre + self.bias).relu()
 

@@ -175,6 +175,7 @@ class Trainer:
         """One optimiser step; returns the learning rate used."""
         lr = self.lr * schedule(self.step, self.steps, self.config.warmup, self.config.decay)
         self.optimiser.step(lr)
+        self.sae.decoder.project()
         return lr
 
     def _record(

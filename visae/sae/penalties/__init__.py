@@ -3,18 +3,9 @@
 from visae.sae.penalties.base import Pass, Penalty
 from visae.sae.penalties.geometry import Orthogonal
 from visae.sae.penalties.revival import AuxK, MultiTopK
-from visae.sae.penalties.sparsity import L1, GateL1, GateRecon, PAnneal, Tanh, TargetL0
+from visae.sae.penalties.sparsity import KL, L1, GateL1, GateRecon, PAnneal, SameLength, Tanh, TargetL0
 
 __all__ = [
-    "L1",
-    "AuxK",
-    "GateL1",
-    "GateRecon",
-    "MultiTopK",
-    "Orthogonal",
-    "PAnneal",
-    "Pass",
-    "Penalty",
-    "Tanh",
-    "TargetL0",
-]
+    "KL", "L1", "AuxK", "GateL1", "GateRecon", "MultiTopK", "Orthogonal", "PAnneal", "Pass", "Penalty", "SameLength",
+    "Tanh", "TargetL0",
+]  # fmt: skip

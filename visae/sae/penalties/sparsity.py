@@ -129,7 +129,7 @@ class TargetL0(Penalty):
         warmup: share of the training budget.
     """
 
-    name = "l0"
+    name = "target_l0"
 
     def __init__(self, coefficient: float, k: float | None, warmup: float = 0.05):
         super().__init__()
@@ -170,3 +170,34 @@ class GateRecon(Penalty):
         decoder = run.sae.decoder
         guess = run.dense_pre().relu() @ decoder.atoms().detach() + decoder.bias.detach()
         return functional.mse_loss(guess, run.u)
+
+
+class KL(Penalty):
+    """`coefficient / d * mean_n 1/2 sum_j a_j^2`: how far `N(a, sigma^2)` is from `N(0, sigma^2)`, times sigma^2."""
+
+    name = "kl"
+
+    def __init__(self, coefficient: float, warmup: float = 0.05):
+        super().__init__()
+        self.coefficient, self.warmup = coefficient, warmup
+
+    def forward(self, run: Pass) -> Tensor:
+        """See `Penalty.forward`."""
+        size = 0.5 * run.dense_pre().square().sum(1).mean()
+        return _ramp(run.progress, self.warmup) * self.coefficient * size / run.u.shape[1]
+
+
+class SameLength(Penalty):
+    """`coefficient / d * mean_n (|z_n| - |u_n - b|)^2`: codes as long as their inputs (top-AFA)."""
+
+    name = "afa"
+
+    def __init__(self, coefficient: float):
+        super().__init__()
+        self.coefficient = coefficient
+
+    def forward(self, run: Pass) -> Tensor:
+        """See `Penalty.forward`."""
+        lengths = run.codes.to_dense().square().sum(1).clamp_min(1e-12).sqrt()
+        wanted = torch.linalg.vector_norm(run.u - run.sae.decoder.bias, dim=1)
+        return self.coefficient * (lengths - wanted).square().mean() / run.u.shape[1]

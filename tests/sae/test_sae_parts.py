@@ -1,0 +1,61 @@
+"""What sets the less common parts apart: pairs, tied weights, atoms near data."""
+
+import pytest
+import torch
+
+from visae.sae import initialise, make_sae
+from visae.train import Planted, PlantedConfig, TrainConfig, Trainer, recovery
+
+WORLD = PlantedConfig(d=32, n_features=64, active=4)
+
+
+def train(kind, steps=300, seed=0, **options):
+    sae, loader = make_sae(kind, 32, 128, **options), Planted(WORLD, 512)
+    config = TrainConfig(steps=steps, batch=512, stat_rows=8192, device="cpu", calibration_rows=8192, seed=seed)
+    result = Trainer(sae, config, progress=False).fit(loader, [Planted(WORLD, part=1).sample(4096)[0]])
+    return sae, result.metrics, recovery(sae, loader.features)
+
+
+def test_pairs_need_a_fraction_of_the_encoder_and_fire_only_where_both_do():
+    sae, plain = make_sae("kron", 32, 128, k=4), make_sae("topk", 32, 128, k=4)
+    size = [sum(p.numel() for p in made.encoder.parameters()) for made in (sae, plain)]
+    assert size[0] <= 0.3 * size[1]
+    initialise(sae, torch.randn(500, 32))
+    u = torch.randn(50, 32)
+    p, q = (part.pre(u, torch.zeros(32)) for part in (sae.encoder.first, sae.encoder.second))
+    codes = sae.encoder.pre(u, torch.zeros(32)).view(50, 2, 8, 8)
+    both = (p.view(50, 2, 8, 1) > 0) & (q.view(50, 2, 1, 8) > 0)
+    assert torch.equal(codes > 0, both)
+
+
+def test_one_matrix_reads_and_writes_and_more_codes_may_be_kept_at_inference():
+    sae, metrics, found = train("k_sparse", k=4)
+    assert torch.equal(sae.W_enc, sae.W_dec)
+    assert found["mmcs"] > 0.95
+    assert metrics["val_l0"] == pytest.approx(4, abs=0.05)
+    wider = make_sae("k_sparse", 32, 128, k=4, alpha=2)
+    wider.load_state_dict(sae.state_dict())
+    assert float(wider.eval().encode(torch.randn(64, 32)).l0().double().mean()) > 6
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_atoms_stay_near_mixtures_of_data_points(batch):
+    sae, _, found = train("archetypal", k=4, points=256, delta=0.2, batch=batch)
+    part = sae.decoder
+    assert found["mmcs"] > 0.95
+    assert bool((part.mixture >= 0).all())
+    assert torch.allclose(part.mixture.sum(1), torch.ones(128), atol=1e-5)
+    hull = part.mixture @ part.points
+    gap = torch.linalg.vector_norm(part.atoms() / part.log_scale.exp() - hull, dim=1)
+    assert float(gap.max()) <= float(part.radius) * (1 + 1e-5)
+    assert float(part.radius) == pytest.approx(0.2 * float(torch.linalg.vector_norm(part.points, dim=1).mean()))
+
+
+def test_negative_results_are_reproduced_and_said():
+    """The literature's and ours: sampling costs reconstruction, top-AFA goes dense."""
+    from visae.sae import ABOUT
+
+    plain, noisy = (train(kind, k=4)[1] for kind in ("topk", "vsae"))
+    assert noisy["val_fvu"] > 1.1 * plain["val_fvu"]
+    assert train("top_afa", steps=200)[1]["val_l0"] > 3 * 4
+    assert all(ABOUT[kind].experimental for kind in ("vsae", "top_afa"))
