@@ -20,7 +20,7 @@ from visae.world.training.tasks import normalised
 
 THRESHOLDS = {
     "tiny-clip": {"zero-shot shape": 0.97, "zero-shot style": 0.97, "zero-shot colour": 0.97},
-    "tiny-vit": {"shape": 0.94, "style": 0.98},
+    "tiny-vit": {"shape": 0.98, "style": 0.98},
     "judge": dict.fromkeys(
         ("shape", "family", "subfamily", "style", "colour", "background", "count", "size", "position", "rotation"), 0.99
     ),
