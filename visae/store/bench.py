@@ -70,12 +70,13 @@ def bench_store(
         plain, store = Path(made) / "plain", Path(made) / "store"
         _write_plain(plain, meta, pool)
         _write_store(store, meta, pool)
-        for turn in tqdm(range(repeats), desc="bench store", disable=not progress):
+        for turn in tqdm(range(repeats), desc="bench store, writing", disable=not progress):
             write = {
                 "write_floor": partial(_write_plain, plain, meta, pool),
                 "write": partial(_write_store, store, meta, pool),
             }
             take_turns(seconds, turn, write, clear={"write_floor": plain, "write": store})
+        for turn in tqdm(range(repeats), desc="bench store, reading", disable=not progress):
             _time_reading(seconds, turn, plain, store, batch)
     n_bytes = meta.n_items * meta.bytes_per_item
     size = {"rows": meta.n_items * tokens, "d": d, "dtype": "float16", "bytes": n_bytes}

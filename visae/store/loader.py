@@ -86,6 +86,7 @@ class StoreLoader:
         self._rooms: list[np.ndarray] = []
         self._plans: dict[int, list[np.ndarray]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="visae-load")
+        self._checker = ThreadPoolExecutor(1, thread_name_prefix="visae-check")
         self._group: tuple[tuple[int, int], _Group] | None = None
         self._coming: tuple[tuple[int, int], Future[_Group]] | None = None
         self._served = np.empty(0, np.int64)
@@ -190,10 +191,17 @@ class StoreLoader:
         rows = self._room()[:n]
         whole_rows, filled = _as_units(rows), 0
         for number, mine in groupby(table.tolist(), key=itemgetter(0)):
+            blocks = [(which, items * t) for _, which, items, _ in mine]
             with store.blocks(number) as block:
-                for _, which, items, _ in mine:
-                    whole_rows[to[filled : filled + items * t]] = _as_units(block(which).reshape(-1, store.d))
-                    filled += items * t
+                # Sums and copies go side by side; nothing is served before the sums are known to be right.
+                checked = self._checker.submit(lambda: [block(which) for which, _ in blocks])  # noqa: B023 (waited for)
+                try:
+                    for which, count in blocks:
+                        place = to[filled : filled + count]
+                        whole_rows[place] = _as_units(block(which, check=False).reshape(-1, store.d))
+                        filled += count
+                finally:
+                    checked.result()
         numbers = np.empty(n, np.int64)
         numbers[to] = np.repeat(table[:, 3], table[:, 2] * t) + _within(table[:, 2] * t)
         return _Group(start, start + n, rows, numbers)

@@ -154,15 +154,20 @@ class Shard:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return mapped, self._view(mapped, "tokens")
 
-    def block(self, mapped: tuple[mmap.mmap, np.ndarray], block: int) -> np.ndarray:
+    def block(self, mapped: tuple[mmap.mmap, np.ndarray], block: int, check: bool = True) -> np.ndarray:
         """Block `block` of the tokens as a read-only view `[items, t, d]` of the map; copy it, then call `forget`.
+
+        Args:
+            mapped: from `map`.
+            block: its number.
+            check: False where the caller has another thread check the block before the rows are used.
 
         Raises:
             DamagedShard: if its bytes are not those that were written.
         """
         first = block * self.block_items
         rows = mapped[1][first : first + self.block_items]
-        if self._check and not self._blocks_ok[block]:
+        if check and self._check and not self._blocks_ok[block]:
             if block_sum(rows) != self.small("check")[block]:
                 last = first + len(rows) - 1
                 raise self._damaged(f"the rows of its items {first} to {last} are not those that were written")

@@ -233,8 +233,11 @@ class Store:
         return order[np.asarray(rows) // self.meta.tokens_per_item]
 
     @contextmanager
-    def blocks(self, number: int) -> Iterator[Callable[[int], np.ndarray]]:
-        """A function from a block of shard `number` to its checked rows `[items, t, d]`; copy them in the context."""
+    def blocks(self, number: int) -> Iterator[Callable[..., np.ndarray]]:
+        """A function from a block of shard `number` to its checked rows `[items, t, d]`; copy them in the context.
+
+        With `check=False` it returns them unchecked, see `Shard.block`.
+        """
         shard, mapped = self.shards[number], self._mapped(number)
         try:
             yield partial(shard.block, mapped)
