@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from visae.evaluate.core import evaluate_sae
-from visae.sae import initialise, kinds, make_sae, neurons, pca
+from visae.sae import initialise, kind_options, kinds, make_sae, neurons, pca
 
-D, F = 12, 48
+D, F = 12, 64
 
 
 def tokens(n=900, seed=1, offset=5.0):
@@ -18,7 +18,7 @@ def tokens(n=900, seed=1, offset=5.0):
 
 
 def trained(kind="topk", offset=5.0):
-    sae = make_sae(kind, D, F, **({"k": 3} if "topk" in kind else {}))
+    sae = make_sae(kind, D, F, **({"k": 3} if "k" in kind_options(kind) else {}))
     initialise(sae, tokens(offset=offset))
     sae.calibrate([tokens(seed=2, offset=offset)])
     return sae.eval()

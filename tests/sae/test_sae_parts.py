@@ -46,7 +46,7 @@ def test_atoms_stay_near_mixtures_of_data_points(batch):
     assert bool((part.mixture >= 0).all())
     assert torch.allclose(part.mixture.sum(1), torch.ones(128), atol=1e-5)
     hull = part.mixture @ part.points
-    gap = torch.linalg.vector_norm(part.atoms() / part.log_scale.exp() - hull, dim=1)
+    gap = torch.linalg.vector_norm(part.atoms() / part.log_scale.exp() - hull, dim=1).detach()
     assert float(gap.max()) <= float(part.radius) * (1 + 1e-5)
     assert float(part.radius) == pytest.approx(0.2 * float(torch.linalg.vector_norm(part.points, dim=1).mean()))
 

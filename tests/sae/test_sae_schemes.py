@@ -11,7 +11,7 @@ from visae.sae.schemes import Prefixes
 
 
 def mse(a, b):
-    return float((a - b).square().mean())
+    return float((a - b).detach().square().mean())
 
 
 @pytest.mark.parametrize("ops", [Eager(), Reference()], ids=lambda ops: ops.name)
