@@ -132,3 +132,15 @@ def test_a_subset_keeps_order_and_factors(folder):
     assert subset(part, [1])[0].key == "cats/a.png"
     with pytest.raises(IndexError, match="has samples 0 to 3, asked for 0 to 4"):
         subset(data, [0, 4])
+
+
+def test_globs_and_folders_may_stand_among_files(tmp_path):
+    from PIL import Image
+
+    for name in ("a1.png", "a2.png", "b.png", "deep/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    found = load_data([tmp_path / "b.png", str(tmp_path / "a*"), tmp_path / "deep"])
+    assert [found[i].key.rsplit("/", 1)[1] for i in range(len(found))] == ["b.png", "a1.png", "a2.png", "c.png"]
+    with pytest.raises(FileNotFoundError, match="no image matches"):
+        load_data([tmp_path / "b.png", str(tmp_path / "z*")])

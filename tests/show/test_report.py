@@ -3,6 +3,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from visae.show import ReportInputs, build_report
 from visae.show.latents import best_labels
@@ -118,3 +119,15 @@ def test_a_table_of_other_images_is_refused(report_inputs, tmp_path):
 
     with pytest.raises(ValueError, match="must be the same images"):
         build_report(ReportInputs("x", {}, report_inputs.table, Shorter()), tmp_path / "x.html")
+
+
+def test_a_data_set_that_begins_with_broken_files_is_judged_by_the_first_that_can_be_read(tmp_path):
+    from visae.data import load_data
+    from visae.workflows.study import _has_regions
+    from visae.world import World
+
+    (tmp_path / "a.png").write_bytes(b"not a picture")
+    assert not _has_regions(load_data(tmp_path / "a.png"))
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    assert not _has_regions(load_data(tmp_path))
+    assert _has_regions(World("test", n=2))

@@ -33,7 +33,7 @@ def load_data(spec: str | Path | Sequence[str | Path], **query: object) -> Image
     Args:
         spec: one of
             `world:train?n=4000&objects=1`, the built-in world;
-            a folder (class folders become the factor `class`), a file, a glob such as `photos/*.jpg`, a list of files,
+            a folder (class folders become the factor `class`), a file, a glob such as `photos/*.jpg`, a list of these,
             with `?check=full` to leave out files that do not decode and `?n=100` to take so many, evenly spaced;
             an entry of `datasets_cfg/`, e.g. `imagenet?root=/data/imagenet&split=val`.
         query: more keys, as after the question mark.
@@ -58,7 +58,7 @@ def load_data(spec: str | Path | Sequence[str | Path], **query: object) -> Image
     if spec.startswith("folder:") or Path(body).expanduser().exists():
         return _files(spec, Path(body.removeprefix("folder:")).expanduser(), given)
     if glob.has_magic(body):
-        return _globbed(spec, body, given)
+        return _listed([body], given, spec)
     return _named(spec, body, given)
 
 
@@ -129,18 +129,10 @@ def _files(name: str, path: Path, query: dict[str, str]) -> ImageData:
     return _limited(FileData(name, found.records, check=_check(query)), query)
 
 
-def _globbed(name: str, pattern: str, query: dict[str, str]) -> ImageData:
-    found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
-    paths = [Path(path) for path in found if Path(path).suffix.lower() in image_extensions() and Path(path).is_file()]
-    if not paths:
-        raise FileNotFoundError(f"no image matches {pattern!r}" + (f" ({len(found)} other files do)" if found else ""))
-    return _listed(paths, query, name)
-
-
 def _listed(paths: Sequence[str | Path], query: dict[str, str], name: str | None = None) -> ImageData:
-    """Files as they are given; their path is their key."""
+    """Files as they are given, those of folders and globs among them; their path is their key."""
     _check_keys(query)
-    files = [Path(path).expanduser() for path in paths]
+    files = [file for path in paths for file in _expanded(Path(path).expanduser())]
     if missing := [path for path in files if not path.is_file()]:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise FileNotFoundError(f"there is no file {missing[0]}{more}")
@@ -148,6 +140,24 @@ def _listed(paths: Sequence[str | Path], query: dict[str, str], name: str | None
         raise ValueError("an empty list of files is no data set")
     told = name or f"{len(files)} files from {files[0]}"
     return _limited(FileData(told, [Record(path, path.as_posix()) for path in files], check=_check(query)), query)
+
+
+def _expanded(path: Path) -> list[Path]:
+    """A file as it is, the images below a folder, the images that a glob matches."""
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = sorted(path.rglob("*"))
+    elif glob.has_magic(str(path)):
+        found = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+    else:
+        return [path]
+    images = [file for file in found if file.suffix.lower() in image_extensions() and file.is_file()]
+    if not images:
+        raise FileNotFoundError(
+            f"no image matches {str(path)!r}" + (f" ({len(found)} other files do)" if found else "")
+        )
+    return images
 
 
 def _check_keys(query: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from visae import store
 from visae.codes import CodeTable
-from visae.data import load_data
+from visae.data import UnreadableImage, load_data
 from visae.data.sample import ImageData
 from visae.data.splits import split
 from visae.evaluate import Metrics, evaluate_sae
@@ -136,10 +136,20 @@ def _source(run: Run, model: AdaptedModel, data: ImageData, name: str, batch: in
     """Every token of the images: on disk where they are read several times (masks), streamed else."""
     site = run.card.site["name"]
     policy = TokenPolicy(kinds=tuple(run.card.policy["kinds"]))
-    if data[0].regions is None:
+    if not _has_regions(data):
         return store.Stream(model, site, data, policy, dtype="float32", batch=batch, workers=workers)
     folder = run.folder / "codes" / f"{name}-activations-{data.fingerprint[:8]}"
     return store.extract(model, site, data, folder, policy=policy, dtype="float32", batch=batch, workers=workers)
+
+
+def _has_regions(data: ImageData) -> bool:
+    """Whether the first image that can be read has regions."""
+    for item in range(len(data)):
+        try:
+            return data[item].regions is not None
+        except UnreadableImage:
+            continue
+    return False
 
 
 def _table(run: Run, sae: Dictionary, source: ActivationSource, name: str) -> CodeTable:
