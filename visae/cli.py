@@ -28,6 +28,7 @@ COMMANDS = {
     "bench extract": "visae.workflows.bench:extract",
     "bench store": "visae.workflows.bench:store",
     "bench codes": "visae.workflows.bench:codes",
+    "bench step": "visae.workflows.bench:step",
 }
 
 

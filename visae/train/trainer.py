@@ -44,7 +44,7 @@ class TrainResult:
 class Trainer:
     """Trains one dictionary.
 
-    A step has four pieces: `_take` a batch, `_grade` it (forward, loss, backward), `_update` the weights, `_record`.
+    A step has four pieces: `_take` a batch, `grade` it (forward, loss, backward), `update` the weights, `_record`.
 
     Args:
         sae: the dictionary; changed in place.
@@ -131,8 +131,8 @@ class Trainer:
             with Recorder(self.out, self.step, self.steps, self.progress, self.accelerator) as recorder:
                 while self.step < self.steps:
                     x = self._take(feed)
-                    losses = self._grade(x)
-                    lr = self._update()
+                    losses = self.grade(x)
+                    lr = self.update()
                     self._record(recorder, feed, losses, x, lr, validation)
                 metrics = self._finish(feed, recorder, validation)
             if self._log_with:
@@ -154,7 +154,7 @@ class Trainer:
                 + ". Give an endless or re-iterable loader, or a smaller budget"
             ) from ended
 
-    def _grade(self, x: Tensor) -> Losses:
+    def grade(self, x: Tensor) -> Losses:
         """Forward, loss, backward; gradients are averaged over processes."""
         if self._dead is None or self.device.type == "cpu" or self.step % DEAD_EVERY == 0:
             self._dead = (self.sae.samples_since_fired >= self.dead_window).nonzero()[:, 0]
@@ -171,7 +171,7 @@ class Trainer:
                     parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
         return losses
 
-    def _update(self) -> float:
+    def update(self) -> float:
         """One optimiser step; returns the learning rate used."""
         lr = self.lr * schedule(self.step, self.steps, self.config.warmup, self.config.decay)
         self.optimiser.step(lr)

@@ -7,6 +7,7 @@ from typing import Any
 
 from visae.codes.bench import bench_codes
 from visae.store.bench import bench_extract, bench_store
+from visae.train.bench import Size, bench_step
 from visae.workflows.table import text_table
 
 
@@ -23,7 +24,12 @@ class Measurement:
 def _flat(numbers: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
     for name, value in numbers.items():
-        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            rows += _flat({f"{name}.{one['name']}": {k: v for k, v in one.items() if k != "name"} for one in value})
+        else:
+            rows.append((prefix + name, value))
     return rows
 
 
@@ -87,3 +93,30 @@ def codes(*, json: Path | None = None) -> Measurement:
         json: write the numbers here too.
     """
     return _keep(bench_codes(), json)
+
+
+def step(
+    *,
+    d: int = 768,
+    latents: int = 12_288,
+    batch: int = 2048,
+    k: int = 32,
+    kind: str = "topk",
+    repeats: int = 10,
+    json: Path | None = None,
+) -> Measurement:
+    """Compare a training step of every tier of kernels with the encoder's matrix product alone.
+
+    Example:
+        visae bench step --d 384 --latents 6144 --json step.json
+
+    Args:
+        d: length of a token.
+        latents: width of the dictionary.
+        batch: tokens per step.
+        k: codes per token.
+        kind: kind of dictionary, see `visae kinds`.
+        repeats: timed steps of each.
+        json: write the numbers here too.
+    """
+    return _keep(bench_step(Size(d, latents, batch, k, kind), repeats, progress=True), json)

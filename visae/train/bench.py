@@ -1,0 +1,152 @@
+"""How long a training step takes, tier by tier, beside the one matrix product that it cannot do without."""
+
+import gc
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from visae.ops import fast_precision
+from visae.sae import initialise, kind_options, make_sae
+from visae.train.config import TrainConfig
+from visae.train.planted import Planted, PlantedConfig
+from visae.train.trainer import Trainer
+
+WARM = 3
+"""Steps before the clock starts."""
+
+TIERS = (("reference", "fp32"), ("eager", "fp32"), ("eager", "bf16"))
+"""Tier of kernels and precision of the encoder's product."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the step that is timed: tokens `[batch, d]`, F latents, k codes per token."""
+
+    d: int
+    n_latents: int
+    batch: int
+    k: int
+    kind: str = "topk"
+
+
+def batches(size: Size, n: int = 4) -> list[Tensor]:
+    """Planted tokens in memory: 4 d features, 24 active, frequencies falling as rank^-0.7."""
+    world = Planted(PlantedConfig(d=size.d, n_features=4 * size.d, active=24, zipf=0.7), size.batch)
+    return [world.sample(size.batch, i)[0] for i in range(n)]
+
+
+def bare_step(size: Size, tier: str, precision: str, data: list[Tensor]) -> tuple[Trainer, Callable[[], None]]:
+    """A trainer, and a function that takes one step of it: forward, loss, backward, update, dead counts; no loader, no log."""
+    options = {"k": size.k} if "k" in kind_options(size.kind) else {}
+    sae = make_sae(size.kind, size.d, size.n_latents, **options)
+    config = TrainConfig(steps=10_000, batch=size.batch, ops=tier, precision=precision, device="cpu")  # type: ignore[arg-type]
+    trainer = Trainer(sae, config, progress=False)
+    initialise(sae, torch.cat(data))
+
+    def step() -> None:
+        x = data[trainer.step % len(data)]
+        losses = trainer.grade(x)
+        trainer.update()
+        sae.activation.observe(losses.codes)
+        sae.count(losses.codes)
+        trainer.step += 1
+
+    return trainer, step
+
+
+def floor(size: Size, dtype: torch.dtype, x: Tensor) -> Callable[[], None]:
+    """The encoder's matrix product alone, into memory that is there already."""
+    left, weight = x.to(dtype), torch.randn(size.n_latents, size.d).to(dtype)
+    out = torch.empty(size.batch, size.n_latents, dtype=dtype)
+
+    def product() -> None:
+        torch.mm(left, weight.T, out=out)
+
+    return product
+
+
+def bench_step(size: Size, repeats: int = 10, progress: bool = False) -> dict[str, Any]:
+    """Medians over repeats in which floors and tiers take turns, so that a busy machine slows all alike.
+
+    Args:
+        size: of the step.
+        repeats: timed turns, after three that are not.
+        progress: show a bar.
+
+    Returns:
+        `size`; `floors`: `fp32_ms` and `bf16_ms`; `rows`: `name`, `what`, `ms`, `over_fp32_floor`, `over_bf16_floor`,
+        and `peak_mb`, the memory above what the process held with weights, moments and batches, measured in a process
+        of its own; `precision`: what `auto` takes on this machine.
+    """
+    data = batches(size)
+    jobs: dict[str, Callable[[], None]] = {
+        "fp32 floor": floor(size, torch.float32, data[0]),
+        "bf16 floor": floor(size, torch.bfloat16, data[0]),
+    }
+    jobs |= {f"{tier} {precision}": bare_step(size, tier, precision, data)[1] for tier, precision in TIERS}
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for turn in tqdm(range(WARM + repeats), desc="bench step", disable=not progress):
+        for name, job in jobs.items():
+            started = time.perf_counter()
+            job()
+            if turn >= WARM:
+                seconds[name].append(time.perf_counter() - started)
+    ms = {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
+    rows = [
+        {
+            "name": name,
+            "what": "tier",
+            "ms": round(ms[name], 2),
+            "over_fp32_floor": round(ms[name] / ms["fp32 floor"], 2),
+            "over_bf16_floor": round(ms[name] / ms["bf16 floor"], 2),
+            "peak_mb": peak_memory(size, tier, precision),
+        }
+        for name, (tier, precision) in zip((n for n in jobs if "floor" not in n), TIERS, strict=True)
+    ]
+    return {
+        "bench": "step",
+        "size": {"d": size.d, "n_latents": size.n_latents, "batch": size.batch, "k": size.k, "kind": size.kind},
+        "threads": torch.get_num_threads(),
+        "precision": fast_precision(),
+        "floors": {"fp32_ms": round(ms["fp32 floor"], 2), "bf16_ms": round(ms["bf16 floor"], 2)},
+        "rows": rows,
+    }
+
+
+def peak_memory(size: Size, tier: str, precision: str) -> float:
+    """Peak resident MB of five steps in a fresh process, above what it held before the first."""
+    code = (
+        "from visae.train.bench import Size, added_memory;"
+        f"print(added_memory(Size({size.d}, {size.n_latents}, {size.batch}, {size.k}, {size.kind!r}), "
+        f"{tier!r}, {precision!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def added_memory(size: Size, tier: str, precision: str) -> float:
+    """Peak resident MB of five steps in this process, above what it holds now; Linux only, else NaN."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return float("nan")
+    _, step = bare_step(size, tier, precision, batches(size))
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    before = _resident(status, "VmRSS")
+    for _ in range(5):
+        step()
+    return round(_resident(status, "VmHWM") - before, 1)
+
+
+def _resident(status: Path, field: str) -> float:
+    lines = status.read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
