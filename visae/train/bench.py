@@ -45,7 +45,7 @@ def batches(size: Size, n: int = 4) -> list[Tensor]:
 
 
 def bare_step(size: Size, tier: str, precision: str, data: list[Tensor]) -> tuple[Trainer, Callable[[], None]]:
-    """A trainer, and a function that takes one step of it: forward, loss, backward, update, dead counts; no loader, no log."""
+    """A trainer, and a function that takes its step: forward, loss, backward, update, counts; no loader and no log."""
     options = {"k": size.k} if "k" in kind_options(size.kind) else {}
     sae = make_sae(size.kind, size.d, size.n_latents, **options)
     config = TrainConfig(steps=10_000, batch=size.batch, ops=tier, precision=precision, device="cpu")  # type: ignore[arg-type]
