@@ -65,6 +65,7 @@ FORMULAS = {
     **dict.fromkeys(("abs_topk", "vsae"), lambda _, pre: pre * largest(pre.abs())),
     "jumprelu": jump,
     "gated": gated,
+    "gba": lambda sae, pre: sae.activation.gain * (pre + sae.activation.bias).relu(),
     "top_afa": as_long_as_the_input,
 }
 

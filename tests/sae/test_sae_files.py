@@ -141,10 +141,10 @@ def test_what_would_not_work_is_not_saved(small, sae, tmp_path):
     if sae.unit_parameters():
         with pytest.raises(ValueError, match=r"rows of decoder\.weight should have length 1"):
             save_sae(small(sae.kind), tmp_path)
-    name, parameter = list(sae.encoder.named_parameters())[-1]
+    name, parameter = next(iter(sae.named_parameters()))
     with torch.no_grad():
         parameter[3] = float("nan")
-    with pytest.raises(ValueError, match=rf"encoder\.{name} hold values that are not finite"):
+    with pytest.raises(ValueError, match=rf"{name} hold values that are not finite"):
         save_sae(sae, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -27,6 +27,7 @@ REACH = {
     **{("archetypal", term): (ALL - {"decoder.weight"}) | {f"decoder.{p}" for p in ("mixture", "slack", "log_scale")}
        for term in ("recon", "auxk")},
     ("vsae", "kl"): CODES,
+    ("gba", "recon"): {"activation.gain", "decoder.weight"},
     ("top_afa", "afa"): CODES,
 }  # fmt: skip
 for _kind in (
@@ -36,6 +37,7 @@ for _kind in (
     "feature_choice",
     "k_sparse",
     "vsae",
+    "gba",
 ):  # nothing to revive, or by design without it
     del REACH[_kind, "auxk"]
 

@@ -59,3 +59,15 @@ def test_negative_results_are_reproduced_and_said():
     assert noisy["val_fvu"] > 1.1 * plain["val_fvu"]
     assert train("top_afa", steps=200)[1]["val_l0"] > 3 * 4
     assert all(ABOUT[kind].experimental for kind in ("vsae", "top_afa"))
+
+
+def test_group_bias_adaptation_finds_features_at_the_frequencies_asked_for_with_no_other_knob():
+    options = {"groups": 2, "highest": 0.04, "lowest": 0.02, "every": 2, "rate": 0.02}
+    sae, _, found = train("gba", steps=900, **options)
+    assert found["mmcs"] > 0.97
+    fires = (sae.encode(Planted(WORLD, part=1).sample(20_000)[0]).to_dense() != 0).double().mean(0)
+    for half, target in ((fires[:64], 0.04), (fires[64:], 0.02)):
+        assert float(half.mean()) == pytest.approx(target, rel=0.2)
+    assert torch.equal(sae.b_dec, torch.zeros(32))
+    with pytest.raises(ValueError, match="fall from highest to lowest"):
+        make_sae("gba", 4, 8, highest=0.1, lowest=0.2)

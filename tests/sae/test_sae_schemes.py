@@ -66,7 +66,7 @@ def test_orthogonality_is_the_largest_cosine_in_each_chunk(chunk, started, token
     order = torch.randperm(64) if chunk < 64 else torch.arange(64)
     total = 0.0
     for part in order.split(chunk):
-        rows = torch.nn.functional.normalize(sae.W_dec[part], dim=1)
+        rows = torch.nn.functional.normalize(sae.W_dec[part].detach(), dim=1)
         for i in range(chunk):
             total += float(max(rows[i] @ rows[j] for j in range(chunk) if j != i)) ** 2
     assert value.item() == pytest.approx(0.5 * total / 64, rel=1e-9)

@@ -17,7 +17,7 @@ class Decoder(nn.Module, ABC):
     """
 
     unit: tuple[str, ...] = ()
-    bias: nn.Parameter
+    bias: Tensor
 
     @abstractmethod
     def atoms(self) -> Tensor:
@@ -35,12 +35,21 @@ class Decoder(nn.Module, ABC):
 
 
 class Free(Decoder):
-    """Rows of any length, for objectives that weight by it."""
+    """Rows of any length, for objectives that weight by it.
 
-    def __init__(self, d: int, n_latents: int):
+    Args:
+        d: length of an input.
+        n_latents: width F.
+        bias: whether the bias is learnt; else it stays 0, and the reconstruction is centred on the mean of the data.
+    """
+
+    def __init__(self, d: int, n_latents: int, bias: bool = True):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(n_latents, d))
-        self.bias = nn.Parameter(torch.zeros(d))
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(d))
+        else:
+            self.register_buffer("bias", torch.zeros(d))
 
     def atoms(self) -> Tensor:
         """See `Decoder.atoms`."""

@@ -65,15 +65,21 @@ class Tied(Encoder):
     """`a = (u - b_dec) D^T + b_enc`: the dictionary itself reads (k-sparse autoencoders, Makhzani and Frey 2013).
 
     Args:
-        decoder: the dictionary's part, whose atoms must be free to have any length.
+        decoder: the dictionary's part.
+        n_latents: width F.
+        bias: whether `b_enc` is learnt; else it stays 0.
     """
 
     linear = True
+    bias: Tensor
 
-    def __init__(self, decoder: Decoder, n_latents: int):
+    def __init__(self, decoder: Decoder, n_latents: int, bias: bool = True):
         super().__init__()
         self._decoder = [decoder]  # in a list: it is the dictionary's part, and must not be registered twice
-        self.bias = nn.Parameter(torch.zeros(n_latents))
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(n_latents))
+        else:
+            self.register_buffer("bias", torch.zeros(n_latents))
 
     @property
     def weight(self) -> Tensor:
@@ -91,7 +97,12 @@ class Tied(Encoder):
 
     @torch.no_grad()
     def rescale(self, factor: Tensor) -> None:
-        """Scales the reconstruction: by the root of the factor where atoms read, and once more where they write."""
+        """Scales the reconstruction: by the root of the factor where atoms read, and once more where they write.
+
+        Atoms that are kept at length 1 stay; their activation takes the scale.
+        """
+        if self._decoder[0].unit:
+            return
         cast(nn.Parameter, self.weight).mul_(factor.sqrt())
         self.bias.mul_(factor.sqrt())
 
