@@ -119,27 +119,26 @@ class PAnneal(Penalty):
 
 
 class TargetL0(Penalty):
-    """`coefficient * (L0 / k - 1)^2`, or `coefficient * L0 / F` without a target; L0 counts by a step function.
+    """`coefficient * (L0 / k - 1)^2`; L0 counts by a step function.
 
     Only the thresholds feel it, through the straight-through estimate of the step (Rajamanoharan et al. 2024).
 
     Args:
         coefficient: weight beside a reconstruction loss that is a ratio.
-        k: codes per token to aim at; None presses without a target.
+        k: codes per token to aim at.
         warmup: share of the training budget.
     """
 
     name = "target_l0"
 
-    def __init__(self, coefficient: float, k: float | None, warmup: float = 0.05):
+    def __init__(self, coefficient: float, k: float, warmup: float = 0.05):
         super().__init__()
         self.coefficient, self.k, self.warmup = coefficient, k, warmup
 
     def forward(self, run: Pass) -> Tensor:
         """See `Penalty.forward`."""
         count = cast(JumpReLU, run.sae.activation).count(run.dense_pre()).sum(1).mean()
-        term = count / run.sae.n_latents if self.k is None else (count / self.k - 1).square()
-        return _ramp(run.progress, self.warmup) * self.coefficient * term
+        return _ramp(run.progress, self.warmup) * self.coefficient * (count / self.k - 1).square()
 
 
 class GateL1(Penalty):
