@@ -9,11 +9,11 @@ from visae.train import Planted, PlantedConfig, TrainConfig, Trainer, recovery
 E1 = PlantedConfig(d=32, n_features=64, active=4)
 
 
-def train(kind, steps, **options):
-    loader = Planted(E1, 512)
+def train(kind, steps, world=E1, **options):
+    loader = Planted(world, 512)
     sae = make_sae(kind, 32, 128, **options)
     config = TrainConfig(steps=steps, batch=512, stat_rows=8192, device="cpu", calibration_rows=16_384, log_every=200)
-    held_out = [Planted(E1, part=1).sample(8192)[0]]
+    held_out = [Planted(world, part=1).sample(8192)[0]]
     result = Trainer(sae, config, progress=False).fit(loader, held_out)
     return result.metrics, recovery(sae, loader.features)
 
@@ -35,6 +35,17 @@ def test_batch_topk_recovers_the_planted_features_at_its_calibrated_threshold():
 def test_relu_l1_recovers_the_planted_features():
     _, found = train("relu_l1", 900, l1=0.2)
     assert found["mmcs"] >= 0.98
+
+
+def test_where_tokens_hold_different_numbers_of_features_a_budget_over_the_batch_or_learnt_thresholds_pay():
+    world = PlantedConfig(d=32, n_features=64, active=4, zipf=0.7)
+    fvu = {}
+    for kind in ("topk", "batch_topk", "jumprelu"):
+        metrics, _ = train(kind, 400, world, k=4)
+        assert metrics["val_l0"] == pytest.approx(4, rel=0.03)
+        fvu[kind] = metrics["val_fvu"]
+    assert fvu["batch_topk"] <= 0.85 * fvu["topk"]
+    assert fvu["jumprelu"] <= fvu["topk"]
 
 
 def test_data_and_dictionary_may_not_share_a_seed():
