@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from visae.sae import kinds
-from visae.train.bench import Size, added_memory, bare_step, batches
+from visae.train.bench import Size, bare_step, batches, peak_memory
 from visae.workflows import bench
 
 SMALL = Size(d=16, n_latents=64, batch=32, k=4)
@@ -42,6 +42,6 @@ def test_a_bare_step_trains_every_kind(kind):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
-def test_added_memory_sees_what_a_step_allocates():
+def test_peak_memory_sees_what_a_step_allocates():
     wide = Size(d=64, n_latents=4096, batch=1024, k=4)
-    assert added_memory(wide, "reference", "fp32") > 1024 * 4096 * 4 / 2**20
+    assert peak_memory(wide, "reference", "fp32") > 1024 * 4096 * 4 / 2**20
