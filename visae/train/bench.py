@@ -105,7 +105,7 @@ def bench_step(size: Size, repeats: int = 10, progress: bool = False) -> dict[st
         {
             "name": name,
             "what": "tier",
-            "ms": round(ms[name], 2),
+            "ms": round(ms[name], 4),
             "over_fp32_floor": round(ms[name] / ms["fp32 floor"], 2),
             "over_bf16_floor": round(ms[name] / ms["bf16 floor"], 2),
             "peak_mb": peak_memory(size, tier, precision),
@@ -117,7 +117,7 @@ def bench_step(size: Size, repeats: int = 10, progress: bool = False) -> dict[st
         "size": {"d": size.d, "n_latents": size.n_latents, "batch": size.batch, "k": size.k, "kind": size.kind},
         "threads": torch.get_num_threads(),
         "precision": fast_precision(),
-        "floors": {"fp32_ms": round(ms["fp32 floor"], 2), "bf16_ms": round(ms["bf16 floor"], 2)},
+        "floors": {"fp32_ms": round(ms["fp32 floor"], 4), "bf16_ms": round(ms["bf16 floor"], 4)},
         "rows": rows,
     }
 
