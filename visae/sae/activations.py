@@ -51,6 +51,11 @@ class Activation(nn.Module):
         """Sets what inference needs from pre-activations `[n, F]` of held-out batches, after training."""
 
     @property
+    def starts(self) -> bool:
+        """Whether `start` does something."""
+        return type(self).start is not Activation.start
+
+    @property
     def calibrates(self) -> bool:
         """Whether `calibrate` does something."""
         return type(self).calibrate is not Activation.calibrate

@@ -30,6 +30,11 @@ class Decoder(nn.Module, ABC):
     def start(self, points: Tensor) -> None:
         """Sees normalised data points `[n, d]`, shuffled, after `initialise`: for parts that are built on data."""
 
+    @property
+    def starts(self) -> bool:
+        """Whether `start` does something."""
+        return type(self).start is not Decoder.start
+
     def project(self) -> None:
         """Brings parameters back to where they are allowed, after every step of the optimiser."""
 

@@ -79,11 +79,13 @@ def initialise(sae: Dictionary, rows: Tensor, moments: Moments | None = None, se
     atoms = BLEND * points + (1 - BLEND) * noise
     unit_rows(atoms)
     sae.decoder.initialise(atoms)
-    shuffled = rows[torch.randperm(n, generator=generator).to(rows.device)]
-    sae.decoder.start(sae.normalise(shuffled))
+    order = torch.randperm(n, generator=generator).to(rows.device)
+    if sae.decoder.starts:
+        sae.decoder.start(sae.normalise(rows[order]))
     sae.encoder.initialise(sae.decoder.atoms())
-    probe = shuffled[:PROBE]
-    sae.activation.start(sae.encoder.pre(sae.normalise(probe), sae.decoder.bias))
+    probe = rows[order[:PROBE]]
+    if sae.activation.starts:
+        sae.activation.start(sae.encoder.pre(sae.normalise(probe), sae.decoder.bias))
     with torch.random.fork_rng(devices=[rows.device] if rows.device.type == "cuda" else []):
         torch.manual_seed(seed)  # some kinds draw noise while training
         _fit_scale(sae, probe)

@@ -13,7 +13,7 @@ class AuxK(Penalty):
 
     `e = u - r`, detached; `e' = sum of ReLU(a_j) d_j` over the `k_aux` largest pre-activations of dead latents,
     WITHOUT the decoder's bias; the term is `coefficient * sum |e - e'|^2 / sum |e - mean e|^2`. Published code has
-    the sign of e reversed, adds the bias to e', or lets no gradient reach the encoder; `tests/sae/test_auxk.py`
+    the sign of e reversed, adds the bias to e', or lets no gradient reach the encoder; `tests/sae/test_sae_auxk.py`
     holds us to the formula.
 
     Args:
