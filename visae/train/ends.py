@@ -1,0 +1,81 @@
+"""How a run begins (statistics of the inputs, first weights) and how it ends (thresholds, last metrics)."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from visae.sae import Moments, initialise
+from visae.sae.init import check_moments
+from visae.train.feed import Feed, LoaderEnded
+from visae.train.record import Recorder
+from visae.train.validate import validate
+
+if TYPE_CHECKING:
+    from visae.train.trainer import Trainer
+
+START_BYTES = 2**27
+"""At most so many bytes of rows are held for the first atoms; all rows read count for mean and scale."""
+
+
+def begin(trainer: "Trainer", feed: Feed) -> None:
+    """Statistics from the first rows of the loader, then weights."""
+    moments, start, held = Moments(trainer.sae.d), [], 0
+    for x in feed.peek(trainer.config.stat_rows):
+        feed.check()
+        moments.add(x)
+        if held < START_BYTES:
+            start.append(x)
+            held += x.numel() * x.element_size()
+    if trainer.accelerator.num_processes > 1:
+        moments = _pool(trainer, moments)
+    check_moments(moments)
+    initialise(trainer.sae, torch.cat(start), moments, trainer.config.seed)
+    agree(trainer)
+
+
+def _pool(trainer: "Trainer", moments: Moments) -> Moments:
+    """Moments of the rows of all processes."""
+    own = torch.cat([torch.tensor([float(moments.n)], dtype=torch.float64), moments.mean, moments.squares])
+    pooled, d = Moments(trainer.sae.d), trainer.sae.d
+    for row in trainer.accelerator.gather(own[None].to(trainer.device)).cpu():
+        pooled.merge(int(row[0]), row[1 : 1 + d], row[1 + d :])
+    return pooled
+
+
+def agree(trainer: "Trainer") -> None:
+    """Gives every process the weights and buffers of the first."""
+    if trainer.accelerator.num_processes > 1:
+        from accelerate.utils import broadcast
+
+        for tensor in trainer.sae.state_dict().values():
+            tensor.copy_(broadcast(tensor.clone()))
+
+
+def finish(trainer: "Trainer", feed: Feed, recorder: Recorder, validation: Iterable[Tensor] | None) -> dict[str, Any]:
+    """Calibrates thresholds and measures on validation batches; returns the last metrics."""
+    sae = trainer.sae
+    if sae.activation.calibrates and (held_out := _held_out(trainer, feed) if validation is None else validation):
+        sae.calibrate(held_out)
+    agree(trainer)
+    sae.eval()
+    metrics = dict(recorder.history[-1]) if recorder.history else {"step": trainer.step}
+    if validation is not None:
+        values = validate(sae, validation)
+        recorder.log(trainer.step, {**values, "final": True})
+        metrics |= values
+    return metrics
+
+
+def _held_out(trainer: "Trainer", feed: Feed) -> list[Tensor]:
+    """The next batches of the loader; the last one trained on where the loader has no more."""
+    batches: list[Tensor] = []
+    # a short run is not worth a long calibration
+    wanted = min(trainer.config.calibration_rows, trainer.samples)
+    while sum(b.shape[0] for b in batches) < wanted:
+        try:
+            batches.append(next(feed))
+        except LoaderEnded:
+            break
+    return batches or ([] if trainer.last is None else [trainer.last])
