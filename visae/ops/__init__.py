@@ -7,6 +7,7 @@ import torch
 
 from visae.ops.base import Ops
 from visae.ops.eager import Eager
+from visae.ops.nesting import Nesting
 from visae.ops.reference import Reference
 from visae.ops.rules import BatchTopK, FeatureChoice, Rule, Threshold, TopK
 from visae.ops.sparse import Coded, Dense, Pattern, Ragged
@@ -14,8 +15,8 @@ from visae.ops.update import Adam, project_rows, unit_rows
 from visae.registry import UnknownName
 
 __all__ = [
-    "Adam", "BatchTopK", "Coded", "Dense", "Eager", "FeatureChoice", "Ops", "Pattern", "Ragged", "Reference", "Rule",
-    "Threshold", "TopK", "fast_precision", "make_ops", "project_rows", "unit_rows",
+    "Adam", "BatchTopK", "Coded", "Dense", "Eager", "FeatureChoice", "Nesting", "Ops", "Pattern", "Ragged", "Reference",
+    "Rule", "Threshold", "TopK", "fast_precision", "make_ops", "project_rows", "unit_rows",
 ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from visae.ops.nesting import Nesting
 from visae.ops.rules import Rule
 from visae.ops.sparse import Coded
 
@@ -37,4 +38,22 @@ class Ops(Protocol):
 
     def decode(self, codes: Coded, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`codes @ weight + bias`, `[n, d]`."""
+        ...
+
+    def reconstruct(
+        self, u: Tensor, codes: Coded, weight: Tensor, bias: Tensor, nesting: Nesting | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Decodes and compares with the inputs, in one pass where the tier can.
+
+        Args:
+            u: `[n, d]` inputs.
+            codes: of the inputs.
+            weight: `[F, d]` atoms.
+            bias: `[d]` of the decoder.
+            nesting: several reconstructions from parts of the codes; None takes one from all.
+
+        Returns:
+            The reconstruction from all codes `[n, d]`, detached, and the losses `[n]`, differentiable: the mean over
+            dimensions of the squared error, averaged over levels by their weights.
+        """
         ...

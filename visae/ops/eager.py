@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visae.ops.nesting import Nesting, add_up
 from visae.ops.rules import Rule
 from visae.ops.sparse import Coded, Dense, Pattern, Ragged
 
@@ -135,3 +136,9 @@ class Eager:
         """See `visae.ops.base.Ops`."""
         out = codes.values @ weight if isinstance(codes, Dense) else _Decoded.apply(codes.values, weight, codes.pattern)
         return out if bias is None else out + bias
+
+    def reconstruct(
+        self, u: Tensor, codes: Coded, weight: Tensor, bias: Tensor, nesting: Nesting | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `visae.ops.base.Ops`."""
+        return add_up(self, u, codes, weight, bias, nesting)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from visae.ops.nesting import Nesting, add_up
 from visae.ops.rules import Rule
 from visae.ops.sparse import Coded, Dense
 
@@ -31,3 +32,9 @@ class Reference:
         """See `visae.ops.base.Ops`."""
         out = codes.to_dense() @ weight
         return out if bias is None else out + bias
+
+    def reconstruct(
+        self, u: Tensor, codes: Coded, weight: Tensor, bias: Tensor, nesting: Nesting | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `visae.ops.base.Ops`."""
+        return add_up(self, u, codes, weight, bias, nesting)

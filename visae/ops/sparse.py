@@ -108,10 +108,10 @@ class Ragged:
 
     def ranked(self, low: int, high: int) -> "Ragged":
         """In each row the entries whose absolute value has rank `low` to `high - 1`, the largest being 0."""
-        return self._keep((self._ranks >= low) & (self._ranks < high))
+        return self._keep((self.ranks >= low) & (self.ranks < high))
 
     @cached_property
-    def _ranks(self) -> Tensor:
+    def ranks(self) -> Tensor:
         """`[m]` int64 rank of each entry in its row by falling absolute value; ties in the order of entries."""
         rows, order = self.pattern.rows, torch.argsort(self.values.detach().abs(), descending=True, stable=True)
         order = order[torch.argsort(rows[order], stable=True)]

@@ -29,7 +29,7 @@ class Losses:
     Attributes:
         terms: name to weighted loss term; the loss is their sum. `recon` is always there.
         codes: the codes of the batch.
-        recon: `[n, d]` reconstruction in the space of normalised inputs.
+        recon: `[n, d]` reconstruction in the space of normalised inputs, detached.
     """
 
     terms: dict[str, Tensor]
@@ -73,7 +73,7 @@ class Dictionary(nn.Module):
         encoder: Encoder,
         activation: Activation,
         decoder: Decoder,
-        scheme: nn.Module | None = None,
+        scheme: Plain | None = None,
         penalties: Sequence[Penalty] = (),
         options: dict[str, Any] | None = None,
     ):
@@ -162,9 +162,9 @@ class Dictionary(nn.Module):
         """
         u = self.normalise(x)
         codes, pre = self.code(u, ops)
-        recon, loss = self.scheme(u, codes, self.decoder, ops)
+        recon, losses = ops.reconstruct(u, codes, self.decoder.atoms(), self.decoder.bias, self.scheme.nesting())
         run = Pass(self, u, pre, codes, recon, dead, progress, ops)
-        terms = {"recon": loss}
+        terms = {"recon": losses.mean()}
         for penalty in self.penalties:
             if (term := penalty(run)) is not None:
                 terms[cast(Penalty, penalty).name] = term

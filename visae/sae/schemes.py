@@ -1,48 +1,27 @@
 """Decode schemes: which reconstructions the loss compares with the inputs."""
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from visae.ops import Coded, Ops
-from visae.sae.decoders import Decoder
+from visae.ops import Nesting
 
 
 class Plain(nn.Module):
-    """One reconstruction from all codes."""
+    """One reconstruction from all codes.
 
-    def forward(self, u: Tensor, codes: Coded, decoder: Decoder, ops: Ops) -> tuple[Tensor, Tensor]:
-        """Reconstruction `[n, d]` and loss.
-
-        The loss is `sum |u - r|^2 / (n d)`. Inputs are scaled to `E|u - mean|^2 = d`, so it is the fraction of
-        variance unexplained, with the variance of the statistics taken before training: coefficients and learning
-        rates keep their meaning from one site to the next.
-        """
-        recon = ops.decode(codes, decoder.atoms(), decoder.bias)
-        return recon, functional.mse_loss(recon, u)
-
-
-def add_up(
-    u: Tensor, parts: Iterable[Coded], decoder: Decoder, ops: Ops, weights: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """Reconstructions from one part of the codes, from two, ... and the weighted mean of their losses.
-
-    Every code is decoded once, whatever the number of levels.
-
-    Returns:
-        The last reconstruction `[n, d]` and the loss.
+    A loss is `sum |u - r|^2 / (n d)`. Inputs are scaled to `E|u - mean|^2 = d`, so it is the fraction of variance
+    unexplained, with the variance of the statistics taken before training: coefficients and learning rates keep their
+    meaning from one site to the next.
     """
-    atoms, recon, loss = decoder.atoms(), decoder.bias.expand_as(u), u.new_zeros(())
-    for part, weight in zip(parts, weights, strict=True):
-        recon = recon + ops.decode(part, atoms, None)
-        loss = loss + weight * functional.mse_loss(recon, u)
-    return recon, loss / sum(weights)
+
+    def nesting(self) -> Nesting | None:
+        """The reconstructions of this step; None means one, from all codes."""
+        return None
 
 
-class Prefixes(nn.Module):
+class Prefixes(Plain):
     """Nested prefixes of the dictionary: the first latents alone should reconstruct, too (Bussmann et al. 2025).
 
     `L = mean over m of FVU(b + sum over j < F_m of z_j d_j)`, with `F_1 < F_2 < ... = F`.
@@ -70,14 +49,13 @@ class Prefixes(nn.Module):
         drawn = torch.multinomial(lengths**-1.5, min(self.sampled, width - 1)) + 1
         return [*sorted(drawn.tolist()), width]
 
-    def forward(self, u: Tensor, codes: Coded, decoder: Decoder, ops: Ops) -> tuple[Tensor, Tensor]:
-        """See `Plain.forward`."""
-        cuts = [0, *self._cuts()]
-        parts = (codes.among(low, high) for low, high in itertools.pairwise(cuts))
-        return add_up(u, parts, decoder, ops, [1.0] * (len(cuts) - 1))
+    def nesting(self) -> Nesting:
+        """See `Plain.nesting`."""
+        ends = tuple(self._cuts())
+        return Nesting("latent", ends, (1.0,) * len(ends))
 
 
-class NestedK(nn.Module):
+class NestedK(Plain):
     """Nested numbers of codes: the largest k_1, k_2, ... codes of a token should each reconstruct.
 
     `L = sum_i w_i FVU(b + sum over the k_i largest z_j of z_j d_j) / sum_i w_i`.
@@ -89,14 +67,12 @@ class NestedK(nn.Module):
 
     def __init__(self, ks: Sequence[int], weights: Sequence[float] | None = None):
         super().__init__()
-        self.ks = list(ks)
-        self.weights = [1.0] * len(self.ks) if weights is None else list(weights)
+        self.ks = tuple(ks)
+        self.weights = (1.0,) * len(self.ks) if weights is None else tuple(weights)
 
-    def forward(self, u: Tensor, codes: Coded, decoder: Decoder, ops: Ops) -> tuple[Tensor, Tensor]:
-        """See `Plain.forward`."""
-        cuts = [0, *self.ks]
-        parts = (codes.ranked(low, high) for low, high in itertools.pairwise(cuts))
-        return add_up(u, parts, decoder, ops, self.weights)
+    def nesting(self) -> Nesting:
+        """See `Plain.nesting`."""
+        return Nesting("rank", self.ks, self.weights)
 
 
 def halvings(k: int, levels: int) -> list[int]:

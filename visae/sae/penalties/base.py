@@ -21,7 +21,7 @@ class Pass:
         u: `[n, d]` normalised inputs.
         pre: `[n, F]` pre-activations where they exist as a tensor of the graph (dense kinds, other encoders).
         codes: the codes.
-        recon: `[n, d]` reconstruction in the space of `u`.
+        recon: `[n, d]` reconstruction in the space of `u`, detached.
         dead: `[m]` int64 dead latents; None where there are none.
         progress: share of the training budget spent, 0 to 1.
         ops: the kernels in use.

@@ -31,7 +31,7 @@ class AuxK(Penalty):
         """See `Penalty.forward`."""
         if run.dead is None or self.coefficient == 0:
             return None
-        error = (run.u - run.recon).detach()
+        error = run.u - run.recon
         k_aux = self.k_aux or max(1, min(run.u.shape[1] // 2, 512))
         rule = kernels.TopK(min(k_aux, run.dead.shape[0]), signed=run.sae.signed)
         codes = run.sae.select(run.u, rule, run.ops, pre=run.pre, among=run.dead)

@@ -1,0 +1,62 @@
+"""Nested reconstructions: from the first part of the codes, from the first two, ...; plain ones have one level."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from visae.ops.sparse import Coded, Ragged
+
+
+@dataclass(frozen=True)
+class Nesting:
+    """Which codes each of several nested reconstructions may use, and how much each counts.
+
+    Attributes:
+        by: `latent`: prefixes of the dictionary; `rank`: the largest codes of a token.
+        ends: rising; level i uses latents (or ranks) below `ends[i]`. The last one takes in every code.
+        weights: one per level.
+    """
+
+    by: Literal["latent", "rank"]
+    ends: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def shares(self) -> list[float]:
+        """The weights, with sum 1."""
+        return [weight / sum(self.weights) for weight in self.weights]
+
+    def parts(self, codes: Coded) -> Iterator[Coded]:
+        """What each level adds to the one before."""
+        pick = codes.among if self.by == "latent" else codes.ranked
+        return itertools.starmap(pick, itertools.pairwise((0, *self.ends)))
+
+    def levels(self, codes: Ragged) -> Tensor:
+        """`[m]` int64: the first level that uses each entry."""
+        place = codes.pattern.columns if self.by == "latent" else codes.ranks
+        return torch.bucketize(place, torch.tensor(self.ends[:-1], device=place.device), right=True)
+
+
+class Decodes(Protocol):
+    """The one kernel that `add_up` needs."""
+
+    def decode(self, codes: Coded, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See `visae.ops.base.Ops`."""
+        ...
+
+
+def add_up(
+    ops: Decodes, u: Tensor, codes: Coded, weight: Tensor, bias: Tensor, nesting: Nesting | None
+) -> tuple[Tensor, Tensor]:
+    """`Ops.reconstruct` in terms of `Ops.decode`; every code is decoded once, whatever the number of levels."""
+    if nesting is None:
+        recon = ops.decode(codes, weight, bias)
+        return recon.detach(), (recon - u).square().mean(1)
+    recon, losses = bias.expand_as(u), u.new_zeros(u.shape[0])
+    for part, share in zip(nesting.parts(codes), nesting.shares(), strict=True):
+        recon = recon + ops.decode(part, weight, None)
+        losses = losses + share * (recon - u).square().mean(1)
+    return recon.detach(), losses
