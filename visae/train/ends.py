@@ -15,23 +15,14 @@ from visae.train.validate import validate
 if TYPE_CHECKING:
     from visae.train.trainer import Trainer
 
-START_BYTES = 2**27
-"""At most so many bytes of rows are held for the first atoms; all rows read count for mean and scale."""
-
 
 def begin(trainer: "Trainer", feed: Feed) -> None:
     """Statistics from the first rows of the loader, then weights."""
-    moments, start, held = Moments(trainer.sae.d), [], 0
-    for x in feed.peek(trainer.config.stat_rows):
-        feed.check()
-        moments.add(x)
-        if held < START_BYTES:
-            start.append(x)
-            held += x.numel() * x.element_size()
+    moments, rows = feed.first(trainer.config.stat_rows)
     if trainer.accelerator.num_processes > 1:
         moments = _pool(trainer, moments)
     check_moments(moments)
-    initialise(trainer.sae, torch.cat(start), moments, trainer.config.seed)
+    initialise(trainer.sae, rows, moments, trainer.config.seed)
     agree(trainer)
 
 

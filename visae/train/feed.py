@@ -6,6 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visae.sae import Moments
+
+START_BYTES = 2**27
+"""At most so many bytes of rows are held for the first atoms; all rows read count for mean and scale."""
+
 
 class LoaderEnded(ValueError):
     """The loader brought fewer batches than the budget needs."""
@@ -70,6 +75,17 @@ class Feed:
             self.loader.load_state_dict(state)  # type: ignore[attr-defined]
             self._iterator = None
         self._replay = kept + self._replay
+
+    def first(self, rows: int) -> tuple[Moments, Tensor]:
+        """Moments of the next `rows` rows, and those of them that may be held `[m, d]`; all stay to be drawn."""
+        moments, start, held = Moments(self.d), [], 0
+        for x in self.peek(rows):
+            self.check()
+            moments.add(x)
+            if held < START_BYTES:
+                start.append(x)
+                held += x.numel() * x.element_size()
+        return moments, torch.cat(start)
 
     def _draw(self) -> Any:
         if self._iterator is None:

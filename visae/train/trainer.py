@@ -1,6 +1,6 @@
 """`Trainer`: makes a dictionary from a stream of tokens."""
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from visae.train import checkpoint, resuming
 from visae.train.config import TrainConfig, default_lr, schedule
 from visae.train.ends import begin, finish
 from visae.train.feed import Feed, LoaderEnded
+from visae.train.randomness import Randomness
 from visae.train.record import Recorder
 from visae.train.validate import validate
 
@@ -79,6 +80,7 @@ class Trainer:
             config.betas,
             fused=config.ops != "reference" and self.device.type in ("cpu", "cuda"),
         )
+        self.randomness = Randomness(config.seed, self.device)
         self.step = self.samples = 0
         self._dead: Tensor | None = None
         self.last: Tensor | None = None
@@ -116,26 +118,44 @@ class Trainer:
             ValueError: for unusable inputs, a loader that ends early, a folder that holds another run.
             FloatingPointError: if the loss is no longer finite.
         """
-        feed = Feed(loader, self.sae.d, self.device, self.config.batch if self.config.tokens is not None else None)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.config.seed)
-            found = resuming.newest(self, resume)
-            if found is not None:
-                resuming.restore(self, checkpoint.load(found), feed)
-            elif self.step == 0:
-                begin(self, feed)
-            if self._log_with:
-                settings = self.config.to_dict() | {"betas": str(self.config.betas)}
-                self.accelerator.init_trackers("visae", config=settings)
-            with Recorder(self.out, self.step, self.steps, self.progress, self.accelerator) as recorder:
-                while self.step < self.steps:
-                    x = self._take(feed)
-                    losses = self.grade(x)
-                    lr = self.update()
-                    self._record(recorder, feed, losses, x, lr, validation)
-                metrics = finish(self, feed, recorder, validation)
-            if self._log_with:
-                self.accelerator.end_training()
+        run = self.run(self.feed(loader), validation, resume=resume)
+        while True:
+            try:
+                with self.randomness:
+                    next(run)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+
+    def feed(self, loader: Iterable[Any]) -> Feed:
+        """Batches of a loader as this run wants them."""
+        return Feed(loader, self.sae.d, self.device, self.config.batch if self.config.tokens is not None else None)
+
+    def run(
+        self, feed: Feed, validation: Iterable[Tensor] | None = None, *, resume: bool = False
+    ) -> Generator[None, None, TrainResult]:
+        """The run of `fit` piece by piece, for those who drive several at once: each `next` makes one step.
+
+        The first `next` restores or begins, the last one finishes; every one belongs into `with trainer.randomness`.
+        """
+        found = resuming.newest(self, resume)
+        if found is not None:
+            resuming.restore(self, checkpoint.load(found), feed)
+        elif self.step == 0:
+            begin(self, feed)
+        if self._log_with:
+            settings = self.config.to_dict() | {"betas": str(self.config.betas)}
+            self.accelerator.init_trackers("visae", config=settings)
+        with Recorder(self.out, self.step, self.steps, self.progress, self.accelerator) as recorder:
+            yield
+            while self.step < self.steps:
+                x = self._take(feed)
+                losses = self.grade(x)
+                lr = self.update()
+                self._record(recorder, feed, losses, x, lr, validation)
+                yield
+            metrics = finish(self, feed, recorder, validation)
+        if self._log_with:
+            self.accelerator.end_training()
         return TrainResult(self.step, self.samples, metrics, recorder.history)
 
     # -- the four pieces of a step
