@@ -178,7 +178,7 @@ def test_settings_out_of_range_are_refused():
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"steps": 5, "lr": -1.0}, "lr must be above 0"),
         ({"steps": 5, "warmup": 0.9, "decay": 0.3}, "sum to at most 1"),
-        ({"steps": 5, "precision": "fp8"}, "auto, fp32 or bf16"),
+        ({"steps": 5, "precision": "fp8"}, "precision is one of auto, fp32, bf16; got .fp8."),
     ):
         with pytest.raises(ValueError, match=message):
             TrainConfig(**settings)

@@ -31,8 +31,8 @@ class Nesting:
 
     def parts(self, codes: Coded) -> Iterator[Coded]:
         """What each level adds to the one before."""
-        pick = codes.among if self.by == "latent" else codes.ranked
-        return itertools.starmap(pick, itertools.pairwise((0, *self.ends)))
+        pick, all_codes = (codes.among if self.by == "latent" else codes.ranked), 2**31
+        return itertools.starmap(pick, itertools.pairwise((0, *self.ends[:-1], all_codes)))
 
     def levels(self, codes: Ragged) -> Tensor:
         """`[m]` int64: the first level that uses each entry."""

@@ -18,11 +18,14 @@ class Activation(nn.Module):
     Attributes:
         signed: whether codes may be negative.
         k: codes per token the part aims at; None where it has no such number.
+        train_k: the same while training, where it differs; `now` is where annealing stands on the way to it.
         capacity: most codes a token can have at inference; None where it is not fixed.
     """
 
     signed: bool = False
     k: float | None = None
+    train_k: float = 1.0
+    now: float = 1.0
     capacity: int | None = None
 
     def rule(self) -> Rule | None:
@@ -49,6 +52,14 @@ class Activation(nn.Module):
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Sets what inference needs from pre-activations `[n, F]` of held-out batches, after training."""
+
+    def anneal(self, k: float) -> None:
+        """Keeps k codes per token in the coming training steps, for parts that aim at a number; inference stays."""
+
+    @property
+    def anneals(self) -> bool:
+        """Whether `anneal` does something."""
+        return type(self).anneal is not Activation.anneal
 
     @property
     def starts(self) -> bool:
@@ -109,13 +120,19 @@ class TopK(Activation):
         check_k(k, n_latents)
         if k != int(k):
             raise ValueError(f"topk keeps a whole number of codes per token, got k = {k}; batch_topk takes fractions")
-        self.train_k, self.k = int(k), round(alpha * k)
+        self.n_latents, self.k = n_latents, round(alpha * k)
+        self.train_k = self.now = int(k)
         check_k(self.k, n_latents)
         self.capacity = self.k
 
+    def anneal(self, k: float) -> None:
+        """See `Activation.anneal`."""
+        check_k(k, self.n_latents)
+        self.now = round(k)
+
     def rule(self) -> Rule:
         """See `Activation.rule`."""
-        return ops.TopK(self.train_k if self.training else int(self.k or 1), self.signed)
+        return ops.TopK(int(self.now if self.training else self.k or 1), self.signed)
 
 
 class BatchTopK(Activation):
@@ -137,13 +154,19 @@ class BatchTopK(Activation):
     def __init__(self, k: float, n_latents: int, rate: float = 0.05):
         super().__init__()
         check_k(k, n_latents)
-        self.k, self.rate = k, rate
+        self.n_latents, self.rate = n_latents, rate
+        self.k = self.train_k = self.now = k
         self.register_buffer("threshold", torch.tensor(0.0))
         self.register_buffer("seen", torch.tensor(0, dtype=torch.int64))
 
     def rule(self) -> Rule:
         """See `Activation.rule`."""
-        return ops.BatchTopK(float(self.k or 1)) if self.training else ops.Threshold(self.threshold)
+        return ops.BatchTopK(float(self.now)) if self.training else ops.Threshold(self.threshold)
+
+    def anneal(self, k: float) -> None:
+        """See `Activation.anneal`."""
+        check_k(k, self.n_latents)
+        self.now = k
 
     @torch.no_grad()
     def observe(self, codes: Coded) -> None:
@@ -211,4 +234,4 @@ class NoisyTopK(TopK):
     def forward(self, pre: Tensor, x: Tensor | None = None) -> Tensor:
         """See `Activation.forward`."""
         z = pre + self.sigma * torch.randn_like(pre)
-        return z * ops.TopK(self.train_k, signed=True).mask(z.detach())
+        return z * ops.TopK(int(self.now), signed=True).mask(z.detach())

@@ -13,7 +13,7 @@ from visae.sae.codes import Codes
 from visae.sae.decoders import Decoder
 from visae.sae.encoders import Encoder, Linear
 from visae.sae.penalties import Pass, Penalty
-from visae.sae.schemes import Plain
+from visae.sae.schemes import Plain, tilted_mean
 
 if TYPE_CHECKING:
     from visae.sae.card import Card
@@ -151,7 +151,9 @@ class Dictionary(nn.Module):
         pre = self.encoder.pre(u, self.decoder.bias)
         return (Dense(self.activation(pre, u - self.decoder.bias)) if rule is None else ops.select(pre, rule)), pre
 
-    def losses(self, x: Tensor, ops: Ops, *, dead: Tensor | None = None, progress: float = 1.0) -> Losses:
+    def losses(
+        self, x: Tensor, ops: Ops, *, dead: Tensor | None = None, progress: float = 1.0, tilt: float = 0.0
+    ) -> Losses:
         """Every term of the training objective on raw inputs `[n, d]`.
 
         Args:
@@ -159,12 +161,13 @@ class Dictionary(nn.Module):
             ops: the kernels to use.
             dead: `[m]` int64 latents that count as dead now.
             progress: share of the training budget spent.
+            tilt: of the mean over tokens in `recon`, see `visae.sae.schemes.tilted_mean`.
         """
         u = self.normalise(x)
         codes, pre = self.code(u, ops)
         recon, losses = ops.reconstruct(u, codes, self.decoder.atoms(), self.decoder.bias, self.scheme.nesting())
         run = Pass(self, u, pre, codes, recon, dead, progress, ops)
-        terms = {"recon": losses.mean()}
+        terms = {"recon": tilted_mean(losses, tilt)}
         for penalty in self.penalties:
             if (term := penalty(run)) is not None:
                 terms[cast(Penalty, penalty).name] = term

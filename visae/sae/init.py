@@ -1,9 +1,12 @@
 """Data-driven start of a dictionary: mean, scale, atoms near data points, an encoder of the right size."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from visae.ops import Eager, unit_rows
+from visae.sae.centre import geometric_median
 from visae.sae.dictionary import Dictionary
 from visae.sae.moments import Moments
 
@@ -11,6 +14,11 @@ BLEND = 0.8
 """Weight of the data point in an atom at the start; the rest is a random direction."""
 PROBE = 4096
 """Rows used to fit the encoder's scale."""
+MEDIAN_ROWS = 32_768
+"""Rows that the geometric median is taken of, at most."""
+
+Start = Literal["data", "random"]
+Centre = Literal["mean", "median"]
 
 
 def check_moments(moments: Moments) -> None:
@@ -48,22 +56,37 @@ def normalise(sae: Dictionary, moments: Moments) -> None:
 
 
 @torch.no_grad()
-def initialise(sae: Dictionary, rows: Tensor, moments: Moments | None = None, seed: int = 0) -> None:
+def initialise(
+    sae: Dictionary,
+    rows: Tensor,
+    moments: Moments | None = None,
+    seed: int = 0,
+    *,
+    start: Start = "data",
+    centre: Centre = "mean",
+) -> None:
     """Prepares a dictionary for training.
 
     Atoms start at `0.8 * data point + 0.2 * random`, both of length 1, renormalised; the encoder starts as their
     transpose times the one scalar that makes the first reconstruction best, `c = <u, r> / <r, r>` (rows of length 1
-    overshoot with k > 1, and the encoder would spend hundreds of steps on shrinking).
+    overshoot with k > 1, and the encoder would spend hundreds of steps on shrinking). Inputs are normalised by their
+    mean in any case; the decoder's bias, from which reconstructions start, begins at the centre.
 
     Args:
         sae: the dictionary, of any kind.
         rows: `[n, d]` raw data points to start from.
         moments: of a longer stretch of the data; None takes them from `rows`.
         seed: of the draws.
+        start: `data`: atoms near data points, as above; `random`: directions drawn from the sphere.
+        centre: `mean`: the bias starts at 0; `median`: at the geometric median of the rows (see `geometric_median`),
+            where tokens with huge norms move the mean.
 
     Raises:
-        ValueError: see `check_moments`.
+        ValueError: see `check_moments`, or for another start or centre.
     """
+    for name, value, known in (("start", start, ("data", "random")), ("centre", centre, ("mean", "median"))):
+        if value not in known:
+            raise ValueError(f"{name} is {' or '.join(known)}, got {value!r}")
     if moments is None:
         moments = Moments(sae.d)
         moments.add(rows)
@@ -72,13 +95,15 @@ def initialise(sae: Dictionary, rows: Tensor, moments: Moments | None = None, se
     generator = torch.Generator().manual_seed(seed)
     n = rows.shape[0]
     draw = torch.cat([torch.randperm(n, generator=generator) for _ in range(-(-sae.n_latents // n))])[: sae.n_latents]
-    points = sae.normalise(rows[draw.to(rows.device)])
+    middle = sae.normalise(geometric_median(rows[:MEDIAN_ROWS])[None])[0] if centre == "median" else 0.0
+    points = sae.normalise(rows[draw.to(rows.device)]) - middle
     noise = torch.randn(points.shape, generator=generator).to(points)
     unit_rows(points)
     unit_rows(noise)
-    atoms = BLEND * points + (1 - BLEND) * noise
+    atoms = BLEND * points + (1 - BLEND) * noise if start == "data" else noise
     unit_rows(atoms)
     sae.decoder.initialise(atoms)
+    sae.decoder.bias.add_(middle)
     order = torch.randperm(n, generator=generator).to(rows.device)
     if sae.decoder.starts:
         sae.decoder.start(sae.normalise(rows[order]))
@@ -100,7 +125,7 @@ def _fit_scale(sae: Dictionary, rows: Tensor) -> None:
     recon = ops.decode(sae.code(u, ops)[0], sae.decoder.atoms(), None)
     sae.train(was)
     power = recon.square().sum()
-    factor = (u * recon).sum() / power
+    factor = ((u - sae.decoder.bias) * recon).sum() / power
     if bool(power > 0) and bool(factor > 0):
         sae.encoder.rescale(factor)
         sae.activation.rescale(factor)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from visae.ops import Nesting
 
@@ -73,6 +73,24 @@ class NestedK(Plain):
     def nesting(self) -> Nesting:
         """See `Plain.nesting`."""
         return Nesting("rank", self.ks, self.weights)
+
+
+def tilted_mean(losses: Tensor, tilt: float) -> Tensor:
+    """`(1 / t) log mean_n exp(t l_n)` of losses `[n]`: their mean for t -> 0, their maximum for t -> infinity.
+
+    Tilted empirical risk (Li, Beirami, Sanjabi and Smith 2021): token n weighs `softmax(t l)_n` in the gradient, so
+    t > 0 turns to the tokens that are explained worst and t < 0 away from them. Exact for any t, because
+    `m + log(1 + mean(exp(t (l - m)) - 1)) / t` holds for every m, and the extreme m = max l (min l for t < 0) leaves no
+    exponent above 0.
+
+    Args:
+        losses: one per token, as ratios (1 is the mean loss of predicting the mean).
+        tilt: t; 0 takes the mean.
+    """
+    if tilt == 0:
+        return losses.mean()
+    extreme = (losses.max() if tilt > 0 else losses.min()).detach()
+    return extreme + torch.log1p(torch.expm1(tilt * (losses - extreme)).mean()) / tilt
 
 
 def halvings(k: int, levels: int) -> list[int]:

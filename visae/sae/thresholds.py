@@ -62,7 +62,8 @@ class JumpReLU(Activation):
     def __init__(self, n_latents: int, k: float, eps: float):
         super().__init__()
         check_k(k, n_latents)
-        self.k, self.eps = k, eps
+        self.n_latents, self.eps = n_latents, eps
+        self.k = self.train_k = self.now = k
         self.threshold = nn.Parameter(torch.ones(n_latents))
         self.register_buffer("unit", torch.tensor(1.0))
 
@@ -78,6 +79,11 @@ class JumpReLU(Activation):
     def forward(self, pre: Tensor, x: Tensor | None = None) -> Tensor:
         """See `Activation.forward`."""
         return _Jump.apply(pre, self.theta, self.eps * self.unit)  # type: ignore[no-any-return]
+
+    def anneal(self, k: float) -> None:
+        """See `Activation.anneal`: moves the target of `visae.sae.penalties.TargetL0`."""
+        check_k(k, self.n_latents)
+        self.now = k
 
     def count(self, pre: Tensor) -> Tensor:
         """`[n, F]` of 0 and 1: which entries exceed their threshold."""
@@ -137,12 +143,18 @@ class FeatureChoice(Activation):
     def __init__(self, k: float, n_latents: int):
         super().__init__()
         check_k(k, n_latents)
-        self.k, self.share = k, k / n_latents
+        self.n_latents, self.share = n_latents, k / n_latents
+        self.k = self.train_k = self.now = k
         self.register_buffer("threshold", torch.zeros(n_latents))
 
     def rule(self) -> Rule:
         """See `Activation.rule`."""
-        return ops.FeatureChoice(self.share) if self.training else ops.Threshold(self.threshold)
+        return ops.FeatureChoice(self.now / self.n_latents) if self.training else ops.Threshold(self.threshold)
+
+    def anneal(self, k: float) -> None:
+        """See `Activation.anneal`."""
+        check_k(k, self.n_latents)
+        self.now = k
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor]) -> None:

@@ -1,6 +1,6 @@
 """Training: any stream of tokens in, a dictionary out; checkpoints that resume bit for bit."""
 
-from visae.train.config import TrainConfig, default_lr, schedule
+from visae.train.config import TrainConfig, annealed_k, default_lr, schedule
 from visae.train.feed import Feed, LoaderEnded
 from visae.train.planted import Planted, PlantedConfig, recovery
 from visae.train.record import Recorder, read_metrics
@@ -9,5 +9,5 @@ from visae.train.validate import validate
 
 __all__ = [
     "Feed", "LoaderEnded", "Planted", "PlantedConfig", "Recorder", "TrainConfig", "TrainResult", "Trainer",
-    "default_lr", "read_metrics", "recovery", "schedule", "validate",
+    "annealed_k", "default_lr", "read_metrics", "recovery", "schedule", "validate",
 ]  # fmt: skip

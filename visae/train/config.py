@@ -3,8 +3,18 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from visae.sae.init import Centre, Start
+
 FREE = frozenset({"log_every", "checkpoint_every", "keep", "validate_every", "device"})
 """Settings that may change when a run is resumed; all others decide the weights."""
+
+
+CHOICES = {
+    "precision": ("auto", "fp32", "bf16"),
+    "start": ("data", "random"),
+    "centre": ("mean", "median"),
+    "anneal_shape": ("linear", "exponential"),
+}
 
 
 @dataclass(frozen=True)
@@ -20,6 +30,16 @@ class TrainConfig:
         decay: share of the steps, the last ones, over which it falls linearly to 0.
         betas: of Adam.
         seed: of the initial weights and of anything drawn while training.
+        start: atoms start near data points or at `random` directions, see `visae.sae.initialise`.
+        centre: reconstructions start from the `mean` of the data or from their geometric `median`.
+        start_k: codes per token at the first step, for kinds with k; they move to k over the first `anneal` steps.
+            More codes at first leave fewer latents dead. None keeps k throughout.
+        anneal: share of the steps over which k moves.
+        anneal_shape: `linear`, or `exponential` (by a constant factor per step).
+        sparsity_warmup: share of the steps over which penalties on the size or number of codes rise from 0; None
+            leaves each kind its own. A full penalty at once kills latents.
+        tilt: t of the tilted mean `(1/t) log mean exp(t l_n)` of the tokens' losses; 0 is the mean, above 0 the tokens
+            explained worst count more. For fine-tuning on rare things (`visae specialise`); by itself it costs quality.
         precision: of the encoder's matrix product, the only large one: `bf16`, `fp32`, or `auto`, which takes what
             accelerate was launched with, else bf16 where the device multiplies it in hardware.
         ops: tier of kernels, see `visae.ops.make_ops`.
@@ -41,6 +61,13 @@ class TrainConfig:
     decay: float = 0.2
     betas: tuple[float, float] = (0.9, 0.999)
     seed: int = 0
+    start: Start = "data"
+    centre: Centre = "mean"
+    start_k: float | None = None
+    anneal: float = 0.2
+    anneal_shape: Literal["linear", "exponential"] = "linear"
+    sparsity_warmup: float | None = None
+    tilt: float = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     ops: str = "eager"
     device: str = "auto"
@@ -78,8 +105,12 @@ class TrainConfig:
             raise ValueError(
                 f"warmup and decay are shares of the steps and sum to at most 1; got {self.warmup} and {self.decay}"
             )
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"precision is auto, fp32 or bf16, got {self.precision!r}")
+        for name, known in CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name} is one of {', '.join(known)}; got {value!r}")
+        for name in ("anneal", "sparsity_warmup"):
+            if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} is a share of the steps, between 0 and 1; got {value}")
 
     def total_steps(self, processes: int = 1) -> int:
         """Steps of the run."""
@@ -112,3 +143,12 @@ def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
     up = (step + 1) / rise if step < rise else 1.0
     down = (steps - step) / fall if fall and step >= steps - fall else 1.0
     return min(up, down)
+
+
+def annealed_k(step: int, steps: int, start_k: float, k: float, share: float, shape: str = "linear") -> float:
+    """Codes per token at a step (0-based): from `start_k` to k over the first `share` of the steps. Pure.
+
+    `linear` moves by the same number each step, `exponential` by the same factor, so more of the way is spent near k.
+    """
+    along = min(1.0, step / (share * steps)) if share else 1.0
+    return start_k * (k / start_k) ** along if shape == "exponential" else start_k + (k - start_k) * along

@@ -22,7 +22,8 @@ def begin(trainer: "Trainer", feed: Feed) -> None:
     if trainer.accelerator.num_processes > 1:
         moments = _pool(trainer, moments)
     check_moments(moments)
-    initialise(trainer.sae, rows, moments, trainer.config.seed)
+    config = trainer.config
+    initialise(trainer.sae, rows, moments, config.seed, start=config.start, centre=config.centre)
     agree(trainer)
 
 

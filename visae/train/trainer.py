@@ -3,7 +3,7 @@
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from torch import Tensor
 from visae.ops import Adam, fast_precision, make_ops
 from visae.sae import Dictionary
 from visae.sae.dictionary import Losses
+from visae.sae.penalties import Penalty
 from visae.train import checkpoint, resuming
-from visae.train.config import TrainConfig, default_lr, schedule
+from visae.train.config import TrainConfig, annealed_k, default_lr, schedule
 from visae.train.ends import begin, finish
 from visae.train.feed import Feed, LoaderEnded
 from visae.train.randomness import Randomness
@@ -81,10 +82,33 @@ class Trainer:
             fused=config.ops != "reference" and self.device.type in ("cpu", "cuda"),
         )
         self.randomness = Randomness(config.seed, self.device)
+        self._prepare_schedules()
         self.step = self.samples = 0
         self._dead: Tensor | None = None
         self.last: Tensor | None = None
         self._log_with = log_with
+
+    def _prepare_schedules(self) -> None:
+        activation, start_k = self.sae.activation, self.config.start_k
+        if start_k is not None:
+            if not activation.anneals:
+                raise ValueError(f"kind {self.sae.kind!r} has no number of codes to anneal: leave start_k out")
+            activation.anneal(start_k)  # refuses what no dictionary of this width can have
+        if self.config.sparsity_warmup is not None:
+            rising = [p for p in cast(Iterable[Penalty], self.sae.penalties) if p.warmup is not None]
+            if not rising:
+                raise ValueError(f"kind {self.sae.kind!r} has no penalty that rises: leave sparsity_warmup out")
+            for penalty in rising:
+                penalty.warmup = self.config.sparsity_warmup
+
+    def _anneal(self) -> None:
+        config, activation = self.config, self.sae.activation
+        if config.start_k is not None:
+            activation.anneal(
+                annealed_k(
+                    self.step, self.steps, config.start_k, activation.train_k, config.anneal, config.anneal_shape
+                )
+            )
 
     def _precision(self) -> str:
         if self.config.precision != "auto":
@@ -177,8 +201,13 @@ class Trainer:
         """Forward, loss, backward; gradients are averaged over processes."""
         if self._dead is None or self.device.type == "cpu" or self.step % DEAD_EVERY == 0:
             self._dead = (self.sae.samples_since_fired >= self.dead_window).nonzero()[:, 0]
+        self._anneal()
         losses = self.sae.losses(
-            x, self.ops, dead=self._dead if self._dead.numel() else None, progress=self.step / self.steps
+            x,
+            self.ops,
+            dead=self._dead if self._dead.numel() else None,
+            progress=self.step / self.steps,
+            tilt=self.config.tilt,
         )
         total = losses.total
         if self.device.type == "cpu":

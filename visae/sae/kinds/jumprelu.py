@@ -40,5 +40,5 @@ def jumprelu(
         encoder=Linear(d, n_latents),
         activation=JumpReLU(n_latents, k, eps),
         decoder=UnitNorm(d, n_latents),
-        penalties=[TargetL0(l0, k), AuxK(aux, k_aux)],
+        penalties=[TargetL0(l0), AuxK(aux, k_aux)],
     )

@@ -48,9 +48,16 @@ class Pass:
 
 
 class Penalty(nn.Module, ABC):
-    """Base of the penalties: `name` in the logs, and a value that already has its coefficient."""
+    """Base of the penalties: a value that already has its coefficient.
+
+    Attributes:
+        name: in the logs.
+        warmup: share of training over which the term rises linearly from 0; None for terms that are there at once.
+            `TrainConfig.sparsity_warmup` sets it for all that have one.
+    """
 
     name: str
+    warmup: float | None = None
 
     @abstractmethod
     def forward(self, run: Pass) -> Tensor | None:

@@ -10,7 +10,7 @@ from visae.sae.penalties.base import Pass, Penalty
 from visae.sae.thresholds import JumpReLU
 
 
-def _ramp(progress: float, warmup: float) -> float:
+def _ramp(progress: float, warmup: float | None) -> float:
     """Rises linearly from 0 to 1 over the first `warmup` of training: a full penalty at once would kill latents."""
     return min(1.0, progress / warmup) if warmup else 1.0
 
@@ -119,26 +119,26 @@ class PAnneal(Penalty):
 
 
 class TargetL0(Penalty):
-    """`coefficient * (L0 / k - 1)^2`; L0 counts by a step function.
+    """`coefficient * (L0 / k - 1)^2` with the activation's k; L0 counts by a step function.
 
     Only the thresholds feel it, through the straight-through estimate of the step (Rajamanoharan et al. 2024).
 
     Args:
         coefficient: weight beside a reconstruction loss that is a ratio.
-        k: codes per token to aim at.
         warmup: share of the training budget.
     """
 
     name = "target_l0"
 
-    def __init__(self, coefficient: float, k: float, warmup: float = 0.05):
+    def __init__(self, coefficient: float, warmup: float = 0.05):
         super().__init__()
-        self.coefficient, self.k, self.warmup = coefficient, k, warmup
+        self.coefficient, self.warmup = coefficient, warmup
 
     def forward(self, run: Pass) -> Tensor:
         """See `Penalty.forward`."""
-        count = cast(JumpReLU, run.sae.activation).count(run.dense_pre()).sum(1).mean()
-        return _ramp(run.progress, self.warmup) * self.coefficient * (count / self.k - 1).square()
+        activation = cast(JumpReLU, run.sae.activation)
+        count = activation.count(run.dense_pre()).sum(1).mean()
+        return _ramp(run.progress, self.warmup) * self.coefficient * (count / activation.now - 1).square()
 
 
 class GateL1(Penalty):
