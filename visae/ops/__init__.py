@@ -7,16 +7,19 @@ import torch
 
 from visae.ops.base import Ops
 from visae.ops.eager import Eager
+from visae.ops.group import ALONE, Group, Share, randn_like, share, sharing
 from visae.ops.nesting import Nesting
 from visae.ops.reference import Reference
 from visae.ops.rules import BatchTopK, FeatureChoice, Rule, Threshold, TopK
+from visae.ops.shared import batch_topk, feature_choice
 from visae.ops.sparse import Coded, Dense, Pattern, Ragged
 from visae.ops.update import Adam, project_rows, unit_rows
 from visae.registry import UnknownName
 
 __all__ = [
-    "Adam", "BatchTopK", "Coded", "Dense", "Eager", "FeatureChoice", "Nesting", "Ops", "Pattern", "Ragged", "Reference",
-    "Rule", "Threshold", "TopK", "fast_precision", "make_ops", "project_rows", "unit_rows",
+    "ALONE", "Adam", "BatchTopK", "Coded", "Dense", "Eager", "FeatureChoice", "Group", "Nesting", "Ops", "Pattern",
+    "Ragged", "Reference", "Rule", "Share", "Threshold", "TopK", "batch_topk", "fast_precision", "feature_choice",
+    "make_ops", "project_rows", "randn_like", "share", "sharing", "unit_rows",
 ]  # fmt: skip
 
 

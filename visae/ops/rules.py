@@ -11,7 +11,7 @@ from visae.ops.sparse import Pattern
 GROUP = 16
 """Columns per group in the two-stage top-k; measured best for 2 048 to 12 288 latents on a CPU."""
 SAMPLE = 512
-"""Entries above the guessed threshold that the sample of `BatchTopK.pick` should hold."""
+"""Entries above the guessed threshold that the sample of `largest` should hold."""
 
 
 class Rule(Protocol):
@@ -45,6 +45,30 @@ def top(x: Tensor, k: int) -> Tensor:
     stride = torch.arange(GROUP, device=x.device) * groups
     candidates = (best[:, None, :] + stride[None, :, None]).reshape(n, -1)
     return candidates.gather(1, x.gather(1, candidates).topk(k, dim=1, sorted=False).indices)
+
+
+def largest(key: Tensor, count: int) -> Tensor:
+    """Places of the `count` largest entries of `[m]`, in order; on a CPU without sorting all of them."""
+    flat = _candidates(key, count) if key.device.type == "cpu" else None
+    return key.topk(count, sorted=False).indices.sort().values if flat is None else flat
+
+
+def _candidates(key: Tensor, count: int) -> Tensor | None:
+    """What `largest` returns, through a threshold guessed from a sample; None if the guess was too high."""
+    share = count / key.numel()
+    step = max(1, int(key.numel() * share / SAMPLE)) | 1  # odd, so that it does not stay on the same columns
+    sample = key[::step].float()
+    wanted = min(int(1.3 * share * sample.numel()) + 8, sample.numel())
+    guess = sample.kthvalue(sample.numel() - wanted + 1).values
+    places = (key >= guess.to(key.dtype)).nonzero()[:, 0]
+    if places.numel() < count:
+        return None
+    found = key[places]
+    last = found.kthvalue(found.numel() - count + 1).values
+    above, ties = places[found > last], places[found == last]
+    if above.numel() + ties.numel() == count:
+        return places[found >= last]
+    return torch.cat([above, ties[: count - above.numel()]]).sort().values
 
 
 @dataclass(frozen=True)
@@ -82,32 +106,9 @@ class BatchTopK:
         return torch.zeros_like(key, dtype=torch.bool).index_fill_(0, chosen, True).view(pre.shape)
 
     def pick(self, pre: Tensor) -> Pattern:
-        """See `Rule`. On a CPU a threshold guessed from a sample leaves few candidates; the result is exact."""
+        """See `Rule`."""
         key = (pre.abs() if self.signed else pre).reshape(-1)
-        count = self._count(pre)
-        flat = self._candidates(key, count) if pre.device.type == "cpu" else None
-        flat = key.topk(count, sorted=False).indices.sort().values if flat is None else flat
-        rows = torch.div(flat, pre.shape[1], rounding_mode="floor")
-        offsets = torch.zeros(pre.shape[0] + 1, dtype=torch.int64, device=pre.device)
-        offsets[1:] = torch.zeros_like(offsets[1:]).index_add_(0, rows, torch.ones_like(rows)).cumsum(0)
-        return Pattern(flat - rows * pre.shape[1], offsets, pre.shape[1])
-
-    def _candidates(self, key: Tensor, count: int) -> Tensor | None:
-        """Flat places of the `count` largest keys, in order; None if the guess was too high."""
-        share = count / key.numel()
-        step = max(1, int(key.numel() * share / SAMPLE)) | 1  # odd, so that it does not stay on the same columns
-        sample = key[::step].float()
-        wanted = min(int(1.3 * share * sample.numel()) + 8, sample.numel())
-        guess = sample.kthvalue(sample.numel() - wanted + 1).values
-        places = (key >= guess.to(key.dtype)).nonzero()[:, 0]
-        if places.numel() < count:
-            return None
-        found = key[places]
-        last = found.kthvalue(found.numel() - count + 1).values
-        above, ties = places[found > last], places[found == last]
-        if above.numel() + ties.numel() == count:
-            return places[found >= last]
-        return torch.cat([above, ties[: count - above.numel()]]).sort().values
+        return Pattern.of_places(largest(key, self._count(pre)), *pre.shape)
 
 
 @dataclass(frozen=True)

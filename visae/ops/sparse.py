@@ -30,6 +30,14 @@ class Pattern:
         return cls(indices.reshape(-1), torch.arange(0, n * k + 1, k, device=indices.device), n_latents)
 
     @classmethod
+    def of_places(cls, flat: Tensor, n_rows: int, n_latents: int) -> "Pattern":
+        """Pattern of the entries at these places `[m]`, rising, of a flattened `[n, F]`."""
+        rows = torch.div(flat, max(1, n_latents), rounding_mode="floor")
+        offsets = torch.zeros(n_rows + 1, dtype=torch.int64, device=flat.device)
+        offsets[1:] = torch.zeros_like(offsets[1:]).index_add_(0, rows, torch.ones_like(rows)).cumsum(0)
+        return cls(flat - rows * n_latents, offsets, n_latents)
+
+    @classmethod
     def of_mask(cls, mask: Tensor) -> "Pattern":
         """Pattern of the true entries of a `[n, F]` mask."""
         offsets = torch.zeros(mask.shape[0] + 1, dtype=torch.int64, device=mask.device)

@@ -83,7 +83,7 @@ def check_k(k: float, n_latents: int) -> None:
 
 
 def cut(batches: Iterable[Tensor], k: float) -> Tensor:
-    """The scalar that exactly k entries per row of these batches `[n, F]` exceed.
+    """The scalar that exactly k entries per row of these batches `[n, F]`, of all processes, exceed.
 
     Raises:
         ValueError: if no batch comes.
@@ -91,12 +91,14 @@ def cut(batches: Iterable[Tensor], k: float) -> Tensor:
     highest, rows = [], 0
     for scores in batches:
         rows += scores.shape[0]
-        # no batch holds four times its share of the highest values unless batches differ wildly
-        pattern = ops.BatchTopK(4 * k).pick(scores)
-        highest.append(scores[pattern.rows, pattern.columns].relu())
-    if not rows:
+        highest.append(scores.new_empty(0))
+        if scores.shape[0]:
+            # no batch holds four times its share of the highest values unless batches differ wildly
+            pattern = ops.BatchTopK(4 * k).pick(scores)
+            highest.append(scores[pattern.rows, pattern.columns].relu())
+    if not highest:
         raise ValueError("calibrating the threshold needs at least one batch of held-out tokens, got none")
-    values = torch.cat(highest)
+    values, rows = ops.share().all.rows(torch.cat(highest)), ops.share().rows.total(rows)
     wanted = min(int(k * rows), values.numel() - 1)
     ordered = values.topk(wanted + 1).values
     return (ordered[wanted - 1] + ordered[wanted]) / 2
@@ -161,7 +163,7 @@ class BatchTopK(Activation):
 
     def rule(self) -> Rule:
         """See `Activation.rule`."""
-        return ops.BatchTopK(float(self.now)) if self.training else ops.Threshold(self.threshold)
+        return ops.batch_topk(float(self.now)) if self.training else ops.Threshold(self.threshold)
 
     def anneal(self, k: float) -> None:
         """See `Activation.anneal`."""
@@ -172,7 +174,7 @@ class BatchTopK(Activation):
     def observe(self, codes: Coded) -> None:
         """Moves the running threshold; the first batches count fully, so there is no start-up bias."""
         values = codes.values if isinstance(codes, Ragged) else codes.to_dense()
-        lowest = torch.where(values > 0, values, torch.inf).min()
+        lowest = ops.share().all.min(torch.where(values > 0, values, torch.inf).amin())
         self.seen += 1
         rate = torch.clamp(1 / self.seen.to(self.threshold.dtype), min=self.rate)
         moved = torch.lerp(self.threshold, lowest.to(self.threshold.dtype), rate)
@@ -233,5 +235,5 @@ class NoisyTopK(TopK):
 
     def forward(self, pre: Tensor, x: Tensor | None = None) -> Tensor:
         """See `Activation.forward`."""
-        z = pre + self.sigma * torch.randn_like(pre)
+        z = pre + self.sigma * ops.randn_like(pre)
         return z * ops.TopK(int(self.now), signed=True).mask(z.detach())

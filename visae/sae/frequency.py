@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from visae.ops import Coded
+from visae.ops import Coded, share
 from visae.sae.activations import Activation
 
 
@@ -78,11 +78,10 @@ class GroupBias(Activation):
     @torch.no_grad()
     def observe(self, codes: Coded) -> None:
         """Counts, and every so many steps moves the biases."""
-        z = codes.to_dense()
-        fires = z != 0
-        self.fired += fires.sum(0)
-        self.rows += z.shape[0]
-        sizes = (z / torch.where(self.gain == 0, 1.0, self.gain)).amax(0)
+        z, group = codes.to_dense(), share().rows
+        self.fired += group.sum((z != 0).sum(0))
+        self.rows += z.shape[0] * group.size
+        sizes = group.max((z / torch.where(self.gain == 0, 1.0, self.gain)).amax(0))
         self.peak.copy_(torch.maximum(self.peak, sizes.to(self.peak)))
         self.steps += 1
         if int(self.steps) % self.every == 0:

@@ -149,7 +149,7 @@ class FeatureChoice(Activation):
 
     def rule(self) -> Rule:
         """See `Activation.rule`."""
-        return ops.FeatureChoice(self.now / self.n_latents) if self.training else ops.Threshold(self.threshold)
+        return ops.feature_choice(self.now / self.n_latents) if self.training else ops.Threshold(self.threshold)
 
     def anneal(self, k: float) -> None:
         """See `Activation.anneal`."""
@@ -167,9 +167,10 @@ class FeatureChoice(Activation):
         for pre in batches:
             rows += pre.shape[0]
             highest.append(pre.topk(min(pre.shape[0], int(4 * self.share * pre.shape[0]) + 8), dim=0).values)
-        if not rows:
+        if not highest:
             raise ValueError("calibrating the thresholds needs at least one batch of held-out tokens, got none")
-        values = torch.cat(highest)
+        group = ops.share().rows
+        values, rows = group.rows(torch.cat(highest)), group.total(rows)
         wanted = min(max(1, round(self.share * rows)), values.shape[0] - 1)
         ordered = values.topk(wanted + 1, dim=0).values
         self.threshold.copy_(((ordered[wanted - 1] + ordered[wanted]) / 2).relu())

@@ -36,7 +36,7 @@ class AuxK(Penalty):
         rule = kernels.TopK(min(k_aux, run.dead.shape[0]), signed=run.sae.signed)
         codes = run.sae.select(run.u, rule, run.ops, pre=run.pre, among=run.dead)
         guess = run.ops.decode(codes, run.sae.decoder.atoms(), None)
-        spread = error.var(0, correction=0).mean().clamp_min(torch.finfo(error.dtype).tiny)
+        spread = kernels.share().rows.variance(error).mean().clamp_min(torch.finfo(error.dtype).tiny)
         return self.coefficient * functional.mse_loss(guess, error) / spread
 
 

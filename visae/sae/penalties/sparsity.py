@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from visae.ops import share
 from visae.sae.penalties.base import Pass, Penalty
 from visae.sae.thresholds import JumpReLU
 
@@ -99,7 +100,8 @@ class PAnneal(Penalty):
         along = min(1.0, max(0.0, (run.progress - self.start) / (self.stop - self.start)))
         before, now = self.p, self.p.new_tensor(1.0 + (self.p_end - 1.0) * along)
         with torch.no_grad():
-            moved = self._size(run, before) / self._size(run, now).clamp_min(torch.finfo(self.p.dtype).tiny)
+            sizes = share().rows.mean(torch.stack([self._size(run, before), self._size(run, now)]))
+            moved = sizes[0] / sizes[1].clamp_min(torch.finfo(self.p.dtype).tiny)
             if run.sae.training:
                 self.alpha *= torch.where(torch.isfinite(moved) & (moved > 0), moved, torch.ones_like(moved))
                 self.p.copy_(now)
@@ -137,7 +139,7 @@ class TargetL0(Penalty):
     def forward(self, run: Pass) -> Tensor:
         """See `Penalty.forward`."""
         activation = cast(JumpReLU, run.sae.activation)
-        count = activation.count(run.dense_pre()).sum(1).mean()
+        count = share().rows.mean(activation.count(run.dense_pre()).sum(1).mean())
         return _ramp(run.progress, self.warmup) * self.coefficient * (count / activation.now - 1).square()
 
 
