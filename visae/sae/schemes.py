@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from visae.ops import Nesting
+from visae.ops import Nesting, share
 
 
 class Plain(nn.Module):
@@ -89,8 +89,9 @@ def tilted_mean(losses: Tensor, tilt: float) -> Tensor:
     """
     if tilt == 0:
         return losses.mean()
-    extreme = (losses.max() if tilt > 0 else losses.min()).detach()
-    return extreme + torch.log1p(torch.expm1(tilt * (losses - extreme)).mean()) / tilt
+    rows = share().rows
+    extreme = (rows.max(losses.amax()) if tilt > 0 else rows.min(losses.amin())).detach()
+    return extreme + torch.log1p(rows.mean(torch.expm1(tilt * (losses - extreme)).mean())) / tilt
 
 
 def halvings(k: int, levels: int) -> list[int]:
