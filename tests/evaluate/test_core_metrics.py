@@ -45,7 +45,7 @@ def test_streamed_metrics_equal_the_definitions_on_the_whole_data_set(kind):
     inside = ((r - mean) ** 2).sum() / ((x - mean) * (r - mean)).sum()
     assert found.shrinkage == pytest.approx(float(inside), rel=1e-9)
     lengths = sae.directions().double().norm(dim=1)
-    ratio = (dense * lengths).norm(dim=1) / (x - mean - sae.b_dec.double() / sae.scale.double()).norm(dim=1)
+    ratio = (dense * lengths).norm(dim=1) / (x - mean - sae.b_dec.double() / sae.normaliser.scale.double()).norm(dim=1)
     assert found.norm_ratio == pytest.approx(ratio.mean().item(), rel=1e-6)
 
 
@@ -63,7 +63,7 @@ def test_scaling_the_data_changes_no_metric():
     scaled = make_sae("topk", D, F, k=3)
     scaled.load_state_dict(sae.state_dict())
     scaled.mean.mul_(10)
-    scaled.scale.div_(10)
+    scaled.normaliser.scale.div_(10)
     a, b = evaluate_sae(sae, [x]), evaluate_sae(scaled.eval(), [10 * x])
     for name in ("fvu", "cosine", "cosine_centred", "l0", "dead", "shrinkage", "norm_ratio"):
         assert getattr(a, name) == pytest.approx(getattr(b, name), rel=1e-4), name

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from visae.sae import initialise, kind_options, kinds, make_sae
+from visae.sae import initialise, kind_options, kinds, make_sae, normalisers
 
 D, F = 16, 64
 torch.set_num_threads(1)  # tensors this small only lose time between threads
@@ -41,6 +41,11 @@ def find_gradients(sae, x, ops, dead, term=None):
 
 @pytest.fixture(params=kinds())
 def kind(request):
+    return request.param
+
+
+@pytest.fixture(params=normalisers())
+def normaliser(request):
     return request.param
 
 

@@ -76,7 +76,7 @@ def test_codes_equal_the_written_out_formula(sae, tokens):
     with torch.no_grad():
         for p in sae.activation.parameters():
             p.add_(0.1 * torch.rand(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(2)))
-    u = (x - sae.mean) * sae.scale
+    u = (x - sae.mean) * sae.normaliser.scale
     pre = pairs(sae, u) if sae.kind == "kron" else (u - sae.b_dec) @ sae.W_enc.T + sae.b_enc
     formula = FORMULAS[sae.kind]
     expected = formula(sae, pre, u) if formula is as_long_as_the_input else formula(sae, pre)

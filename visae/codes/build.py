@@ -35,7 +35,11 @@ class Encoder(Protocol):
     """What tokens are encoded with: a `Dictionary`, or a baseline with the same interface."""
 
     n_latents: int
-    mean: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """`[d]` mean of the data that it was made from; tokens go to its device."""
+        ...
 
     def encode(self, x: Tensor) -> Any:
         """Codes of raw tokens `[n, d]`."""

@@ -13,7 +13,7 @@ With x a token, r its reconstruction in the raw space, f its codes, d_i the dire
 | `dead` | share of latents with density 0 over the `n` tokens stated; `alive = 1 - dead` |
 | `dense` | share of latents with density above 0.1 |
 | `shrinkage` | `sum <r, r> / sum <x, r>`, both less the dictionary's mean; below 1 where a penalty shrinks codes |
-| `norm_ratio` | mean of `|f| / |x - mean - bias|`, codes times the length of their directions (the AFA diagnostic) |
+| `norm_ratio` | mean of `|f| / |x - r0|`, codes times length of their directions, r0 of no code (AFA diagnostic) |
 
 Token kinds (patch, cls, reg, ...) get the same table, each with the variance around its own mean.
 """
@@ -39,7 +39,11 @@ class Encodes(Protocol):
 
     d: int
     n_latents: int
-    mean: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """`[d]` mean of the data that it was made from."""
+        ...
 
     def encode(self, x: Tensor) -> Codes:
         """Codes of raw tokens `[n, d]`."""
@@ -118,8 +122,8 @@ class _Sums:
         self.fired = torch.zeros(n_latents, dtype=torch.int64)
         self.error = self.cosine = self.centred = self.ratio = self.own = self.cross = 0.0
 
-    def add(self, x: Tensor, recon: Tensor, mean: Tensor, bias: Tensor, codes: Codes, sizes: Tensor) -> None:
-        """Takes in tokens; all tensors float64, `sizes` `[n]` is the norm of the codes."""
+    def add(self, x: Tensor, recon: Tensor, mean: Tensor, empty: Tensor, codes: Codes, sizes: Tensor) -> None:
+        """Takes in tokens, all float64; `empty` `[n, d]` is decoded from no codes, `sizes` `[n]` are norms of codes."""
         if not len(x):
             return
         self.moments.add(x)
@@ -129,7 +133,7 @@ class _Sums:
         self.centred += float(torch.cosine_similarity(from_mean, recon_from_mean, dim=1).sum())
         self.own += float(recon_from_mean.square().sum())
         self.cross += float((from_mean * recon_from_mean).sum())
-        length = torch.linalg.vector_norm(from_mean - bias, dim=1)
+        length = torch.linalg.vector_norm(x - empty, dim=1)
         self.ratio += float((sizes / length.clamp_min(torch.finfo(length.dtype).tiny)).sum())
         active = codes.indices[(codes.indices >= 0) & (codes.values != 0)].cpu()
         self.fired += torch.bincount(active, minlength=len(self.fired))
@@ -161,7 +165,6 @@ def evaluate_sae(sae: Encodes, chunks: Iterable[Any], *, batch: int = 8192) -> M
     whole = _Sums(sae.d, sae.n_latents)
     groups: dict[str, _Sums] = {}
     mean = sae.mean
-    bias = _bias(sae)
     lengths = torch.linalg.vector_norm(sae.directions().detach().double(), dim=1)
     for chunk in chunks:
         rows, names = _rows(chunk), _kinds(chunk)
@@ -170,24 +173,19 @@ def evaluate_sae(sae: Encodes, chunks: Iterable[Any], *, batch: int = 8192) -> M
             codes = sae.encode(raw.float())
             x, recon = raw.double(), sae.decode(codes).double()
             weighted = codes.values.double() * lengths[codes.indices.clamp_min(0)]
-            sizes = torch.linalg.vector_norm(weighted, dim=1)
-            whole.add(x, recon, mean.double(), bias, codes, sizes)
+            sizes = torch.linalg.vector_norm(weighted, dim=1) * (1.0 if codes.scale is None else codes.scale.double())
+            empty = sae.decode(codes.silent()).double()
+            whole.add(x, recon, mean.double(), empty, codes, sizes)
             if names is None:
                 continue
             part = names[start : start + batch]
             for name in np.unique(part):
                 at = torch.from_numpy(np.flatnonzero(part == name)).to(mean.device)
                 group = groups.setdefault(str(name), _Sums(sae.d, sae.n_latents))
-                group.add(x[at], recon[at], mean.double(), bias, codes[at], sizes[at])
+                group.add(x[at], recon[at], mean.double(), empty[at], codes[at], sizes[at])
     if not whole.moments.n:
         raise ValueError("there are no tokens to measure on: the source is empty")
     return whole.metrics({name: sums.metrics({}) for name, sums in sorted(groups.items())})
-
-
-def _bias(sae: Any) -> Tensor:
-    """Decoder bias in the raw space, 0 for baselines."""
-    zero = torch.zeros(sae.d, dtype=torch.float64, device=sae.mean.device)
-    return (sae.decoder.bias.detach().double() / sae.scale.double()) if hasattr(sae, "decoder") else zero
 
 
 def _rows(chunk: Any) -> Tensor:

@@ -9,10 +9,11 @@ from visae.sae.files import load_card, load_sae, save_sae
 from visae.sae.hub import pull_sae, push_sae
 from visae.sae.init import initialise
 from visae.sae.moments import Moments
+from visae.sae.normalisers import NORMALISERS, Normaliser, normalisers
 from visae.sae.registry import ABOUT, KINDS, About, kind_options, kinds, make_sae
 
 __all__ = [
     "ABOUT", "KINDS", "About", "Card", "Codes", "Dictionary", "LinearDictionary", "Losses", "MismatchError", "Moments",
-    "initialise", "kind_options", "kinds", "load_card", "load_sae", "make_sae", "neurons", "pca", "pull_sae",
-    "push_sae", "random_directions", "save_sae",
+    "NORMALISERS", "Normaliser", "initialise", "kind_options", "kinds", "load_card", "load_sae", "make_sae", "neurons",
+    "normalisers", "pca", "pull_sae", "push_sae", "random_directions", "save_sae",
 ]  # fmt: skip

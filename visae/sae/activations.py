@@ -210,7 +210,7 @@ class TopAFA(Activation):
             raise ValueError("top-AFA needs the centred inputs beside their pre-activations, got none")
         z = pre.relu()
         ordered, order = z.detach().sort(dim=1, descending=True)
-        lengths = ordered.square().cumsum(1).sqrt()
+        lengths = ordered.double().square().cumsum(1).sqrt()  # small codes at the end must still count
         k = (lengths - torch.linalg.vector_norm(x, dim=1, keepdim=True)).abs().argmin(1, keepdim=True) + 1
         ranks = torch.arange(z.shape[1], device=z.device).expand_as(order)
         return z * torch.zeros_like(z, dtype=torch.bool).scatter(1, order, ranks < k)

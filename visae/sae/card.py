@@ -23,6 +23,7 @@ class Card:
         d: length of a token.
         n_latents: width F.
         options: of the kind (k, coefficients, ...).
+        normaliser: of the inputs, a name of `visae.sae.normalisers`.
         threshold: of inference, where the kind has one scalar threshold.
         model: `{"id": ..., "revision": ...}` of the model it was trained on.
         site: `Site.to_dict()`.
@@ -42,6 +43,7 @@ class Card:
     d: int
     n_latents: int
     options: dict[str, Any] = field(default_factory=dict)
+    normaliser: str = "scale"
     threshold: float | None = None
     model: dict[str, Any] = field(default_factory=dict)
     site: dict[str, Any] = field(default_factory=dict)

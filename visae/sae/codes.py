@@ -1,7 +1,8 @@
 """`Codes`: what a dictionary says about tokens. Sparse, of fixed capacity, never a dense `[n, F]` unless asked."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +19,16 @@ class Codes:
         values: `[n, k]` float, 0 where the index is -1. Kinds without a fixed k (batch_topk, relu_l1) have as many
             columns as the row with most codes in this batch.
         n_latents: width F of the dictionary.
+        scale: `[n]` what a code of each row adds, in units of `directions()`; `decode` needs it where the normaliser
+            measures tokens one by one, and it is None elsewhere.
+        shift: `[n]` added to all dimensions of each row's reconstruction, likewise.
     """
 
     indices: Tensor
     values: Tensor
     n_latents: int
+    scale: Tensor | None = None
+    shift: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.indices.shape != self.values.shape or self.indices.ndim != 2:
@@ -71,6 +77,8 @@ class Codes:
             torch.cat([torch.nn.functional.pad(p.indices, w, value=-1) for p, w in zip(parts, pad, strict=True)]),
             torch.cat([torch.nn.functional.pad(p.values, w) for p, w in zip(parts, pad, strict=True)]),
             parts[0].n_latents,
+            _joined([p.scale for p in parts]),
+            _joined([p.shift for p in parts]),
         )
 
     @classmethod
@@ -101,8 +109,29 @@ class Codes:
 
     def to(self, device: torch.device | str) -> "Codes":
         """The same on another device."""
-        return Codes(self.indices.to(device), self.values.to(device), self.n_latents)
+        return self._each(lambda column: column.to(device))
 
     def __getitem__(self, rows: slice | Tensor) -> "Codes":
         """Codes of some of the rows."""
-        return Codes(self.indices[rows], self.values[rows], self.n_latents)
+        return self._each(lambda column: column[rows])
+
+    def silent(self) -> "Codes":
+        """The same rows with no code at all: `decode` gives what is left of a token then."""
+        return replace(self, indices=self.indices[:, :0], values=self.values[:, :0])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Codes":
+        """The codes with every tensor `[n, ...]` changed alike."""
+        changed: dict[str, Any] = {name: change(t) for name, t in vars(self).items() if isinstance(t, Tensor)}
+        return replace(self, **changed)
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """One tensor from those of several codes, or None where none has one.
+
+    Raises:
+        ValueError: if only some have.
+    """
+    known = [part for part in parts if part is not None]
+    if known and len(known) < len(parts):
+        raise ValueError("some of these codes carry scales of their tokens and others do not: they cannot be joined")
+    return torch.cat(known) if known else None

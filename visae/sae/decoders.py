@@ -13,7 +13,7 @@ class Decoder(nn.Module, ABC):
 
     Attributes:
         unit: names of `[F, d]` parameters whose rows the optimiser keeps at length 1.
-        bias: `[d]`, zero at the start, because the mean of the data is a buffer of the dictionary.
+        bias: `[d]`; it starts at the mean of the normalised data, which is 0 where the normaliser centres.
     """
 
     unit: tuple[str, ...] = ()
@@ -28,7 +28,7 @@ class Decoder(nn.Module, ABC):
         """Starts from these unit rows `[F, d]`."""
 
     def start(self, points: Tensor) -> None:
-        """Sees normalised data points `[n, d]`, shuffled, after `initialise`: for parts that are built on data."""
+        """Sees normalised, centred data points `[n, d]`, shuffled, after `initialise`: for parts built on data."""
 
     @property
     def starts(self) -> bool:
@@ -45,7 +45,7 @@ class Free(Decoder):
     Args:
         d: length of an input.
         n_latents: width F.
-        bias: whether the bias is learnt; else it stays 0, and the reconstruction is centred on the mean of the data.
+        bias: whether the bias is learnt; else it stays where it starts.
     """
 
     def __init__(self, d: int, n_latents: int, bias: bool = True):

@@ -1,17 +1,18 @@
 """`Dictionary`: a sparse autoencoder put together from an encoder, an activation, atoms, a decode scheme, penalties."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from visae.ops import Coded, Dense, Eager, Ops, Ragged, Rule
+from visae.ops import Coded, Dense, Eager, Ops, Rule
 from visae.sae.activations import Activation
 from visae.sae.codes import Codes
 from visae.sae.decoders import Decoder
 from visae.sae.encoders import Encoder, Linear
+from visae.sae.normalisers import Normaliser, Scale
 from visae.sae.penalties import Pass, Penalty
 from visae.sae.schemes import Plain, tilted_mean
 
@@ -45,8 +46,9 @@ class Losses:
 class Dictionary(nn.Module):
     """A sparse autoencoder.
 
-    Inputs are centred and scaled inside: `u = (x - mean) * scale` with `E|u|^2 = d`; codes and atoms live in that
-    space, `decode` and `directions` come back to the space of x. Mean and scale are buffers: no script can lose them.
+    Inputs are normalised inside, see `visae.sae.normalisers`: by default `u = (x - mean) * scale` with `E|u|^2 = d`.
+    Codes and atoms live in that space, `decode` and `directions` come back to the space of x. The statistics are
+    buffers: no script can lose them.
 
     Args:
         kind: name in the registry of kinds.
@@ -57,11 +59,10 @@ class Dictionary(nn.Module):
         decoder: see `visae.sae.decoders`.
         scheme: see `visae.sae.schemes`.
         penalties: see `visae.sae.penalties`.
+        normaliser: see `visae.sae.normalisers`; None takes `scale`.
         options: what the kind was made with, for the card.
     """
 
-    mean: Tensor
-    scale: Tensor
     samples_since_fired: Tensor
 
     def __init__(
@@ -75,6 +76,7 @@ class Dictionary(nn.Module):
         decoder: Decoder,
         scheme: Plain | None = None,
         penalties: Sequence[Penalty] = (),
+        normaliser: Normaliser | None = None,
         options: dict[str, Any] | None = None,
     ):
         super().__init__()
@@ -83,15 +85,19 @@ class Dictionary(nn.Module):
         self.encoder, self.activation, self.decoder = encoder, activation, decoder
         self.scheme = scheme or Plain()
         self.penalties = nn.ModuleList(penalties)
+        self.normaliser = normaliser or Scale(d)
         self.card: Card | None = None
-        self.register_buffer("mean", torch.zeros(d))
-        self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("samples_since_fired", torch.zeros(n_latents, dtype=torch.int64))
 
     @property
     def signed(self) -> bool:
         """Whether codes may be negative."""
         return self.activation.signed
+
+    @property
+    def mean(self) -> Tensor:
+        """`[d]` mean of the data that the normaliser was fitted on."""
+        return self.normaliser.mean
 
     @property
     def W_enc(self) -> Tensor:
@@ -117,19 +123,23 @@ class Dictionary(nn.Module):
         """Names of the parameters whose rows the optimiser keeps at length 1."""
         return {f"decoder.{name}" for name in self.decoder.unit}
 
+    def _read(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if x.ndim != 2 or x.shape[1] != self.d:
+            raise ValueError(f"this {self.kind} dictionary takes tokens [n, {self.d}]; got {list(x.shape)}")
+        return self.normaliser(x.to(self.mean.dtype))
+
     def normalise(self, x: Tensor) -> Tensor:
         """`u [n, d]` in the parameters' dtype from raw inputs of any float dtype.
 
         Raises:
             ValueError: if the inputs are not `[n, d]` of this dictionary's d.
         """
-        if x.ndim != 2 or x.shape[1] != self.d:
-            raise ValueError(f"this {self.kind} dictionary takes tokens [n, {self.d}]; got {list(x.shape)}")
-        return (x.to(self.mean.dtype) - self.mean) * self.scale
+        return self._read(x)[0]
 
-    def restore(self, u: Tensor) -> Tensor:
-        """Reverse of `normalise`."""
-        return u / self.scale + self.mean
+    def restore(self, u: Tensor, like: Tensor) -> Tensor:
+        """Reverse of `normalise`: raw rows `[n, d]`, with the scale and shift of the raw rows `like` they stand for."""
+        _, scale, shift = self._read(like)
+        return self.normaliser.restore(u, scale, shift)
 
     def select(
         self, u: Tensor, rule: Rule, ops: Ops, *, pre: Tensor | None = None, among: Tensor | None = None
@@ -192,27 +202,34 @@ class Dictionary(nn.Module):
         was = self.activation.training
         self.activation.eval()
         try:
-            ops = Eager()
-            parts = [
-                Codes.of(self.code(self.normalise(part), ops)[0], self.activation.capacity)
-                for part in x.split(max(1, CELLS // self.n_latents))
-            ]
+            ops, parts = Eager(), []
+            for part in x.split(max(1, CELLS // self.n_latents)):
+                u, scale, shift = self._read(part)
+                codes = Codes.of(self.code(u, ops)[0], self.activation.capacity)
+                parts.append(replace(codes, scale=scale, shift=shift))
         finally:
             self.activation.train(was)
         return Codes.cat(parts) if len(parts) > 1 else parts[0]
 
-    def decode(self, codes: Codes | Ragged) -> Tensor:
-        """Raw reconstructions `[n, d]` of codes; differentiable in values and atoms."""
-        ragged = codes.ragged() if isinstance(codes, Codes) else codes
-        return self.restore(Eager().decode(ragged, self.decoder.atoms(), self.decoder.bias))
+    def decode(self, codes: Codes) -> Tensor:
+        """Raw reconstructions `[n, d]` of codes; differentiable in values and atoms.
+
+        Raises:
+            ValueError: for codes without the scales of their tokens, where the normaliser is `per_token`.
+        """
+        u = Eager().decode(codes.ragged(), self.decoder.atoms(), self.decoder.bias)
+        return self.normaliser.restore(u, codes.scale, codes.shift)
 
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruction `[n, d]` of raw inputs, in the parameters' dtype."""
         return self.decode(self.encode(x))
 
     def directions(self) -> Tensor:
-        """`[F, d]`: what one unit of each code adds to a raw input."""
-        return self.decoder.atoms() / self.scale
+        """`[F, d]`: what one unit of each code adds to a raw input.
+
+        Where the normaliser is `per_token`, to an input of typical size; to a given one `Codes.scale` times as much.
+        """
+        return self.normaliser.back(self.decoder.atoms())
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor]) -> None:
@@ -221,4 +238,4 @@ class Dictionary(nn.Module):
 
     def extra_repr(self) -> str:
         """One line for `print`."""
-        return f"kind={self.kind!r}, d={self.d}, n_latents={self.n_latents}"
+        return f"kind={self.kind!r}, d={self.d}, n_latents={self.n_latents}, normaliser={self.normaliser.name!r}"

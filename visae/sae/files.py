@@ -32,6 +32,7 @@ def describe(sae: Dictionary, card: Card | None = None) -> Card:
         d=sae.d,
         n_latents=sae.n_latents,
         options=sae.options,
+        normaliser=sae.normaliser.name,
         threshold=scalar,
         dtype=str(sae.mean.dtype).removeprefix("torch."),
     )
@@ -147,7 +148,7 @@ def load_sae(
     card = load_card(folder)
     if not force:
         card.check(model, site)
-    sae = make_sae(card.kind, card.d, card.n_latents, **card.options)
+    sae = make_sae(card.kind, card.d, card.n_latents, normaliser=card.normaliser, **card.options)
     sae.load_state_dict(_weights(folder / WEIGHTS, card, sae.state_dict()))
     sae.card = card
     return sae.to(device).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Data-driven start of a dictionary: mean, scale, atoms near data points, an encoder of the right size."""
+"""Data-driven start of a dictionary: statistics, atoms near data points, an encoder of the right size."""
 
 from typing import Literal
 
@@ -44,18 +44,6 @@ def check_moments(moments: Moments) -> None:
 
 
 @torch.no_grad()
-def normalise(sae: Dictionary, moments: Moments) -> None:
-    """Sets the buffers `mean` and `scale` so that `E|u|^2 = d`.
-
-    Raises:
-        ValueError: see `check_moments`.
-    """
-    check_moments(moments)
-    sae.mean.copy_(moments.mean)
-    sae.scale.copy_(torch.tensor((sae.d * moments.n / moments.total) ** 0.5))
-
-
-@torch.no_grad()
 def initialise(
     sae: Dictionary,
     rows: Tensor,
@@ -67,10 +55,10 @@ def initialise(
 ) -> None:
     """Prepares a dictionary for training.
 
+    The normaliser takes its statistics, and the decoder's bias, from which reconstructions start, begins at the centre.
     Atoms start at `0.8 * data point + 0.2 * random`, both of length 1, renormalised; the encoder starts as their
     transpose times the one scalar that makes the first reconstruction best, `c = <u, r> / <r, r>` (rows of length 1
-    overshoot with k > 1, and the encoder would spend hundreds of steps on shrinking). Inputs are normalised by their
-    mean in any case; the decoder's bias, from which reconstructions start, begins at the centre.
+    overshoot with k > 1, and the encoder would spend hundreds of steps on shrinking).
 
     Args:
         sae: the dictionary, of any kind.
@@ -78,24 +66,25 @@ def initialise(
         moments: of a longer stretch of the data; None takes them from `rows`.
         seed: of the draws.
         start: `data`: atoms near data points, as above; `random`: directions drawn from the sphere.
-        centre: `mean`: the bias starts at 0; `median`: at the geometric median of the rows (see `geometric_median`),
-            where tokens with huge norms move the mean.
+        centre: `mean`: the bias starts at the mean of the normalised rows, 0 where the normaliser centres; `median`:
+            at their geometric median (see `geometric_median`), where tokens with huge norms move the mean.
 
     Raises:
-        ValueError: see `check_moments`, or for another start or centre.
+        ValueError: see `check_moments` and `Normaliser.fit`, or for another start or centre.
     """
     for name, value, known in (("start", start, ("data", "random")), ("centre", centre, ("mean", "median"))):
         if value not in known:
             raise ValueError(f"{name} is {' or '.join(known)}, got {value!r}")
     if moments is None:
-        moments = Moments(sae.d)
+        moments = Moments(sae.d, sae.normaliser.covariance)
         moments.add(rows)
-    normalise(sae, moments)
+    check_moments(moments)
     rows = rows.to(sae.mean.device)
+    sae.normaliser.fit(moments, rows)
+    middle = _middle(sae, rows, centre)
     generator = torch.Generator().manual_seed(seed)
     n = rows.shape[0]
     draw = torch.cat([torch.randperm(n, generator=generator) for _ in range(-(-sae.n_latents // n))])[: sae.n_latents]
-    middle = sae.normalise(geometric_median(rows[:MEDIAN_ROWS])[None])[0] if centre == "median" else 0.0
     points = sae.normalise(rows[draw.to(rows.device)]) - middle
     noise = torch.randn(points.shape, generator=generator).to(points)
     unit_rows(points)
@@ -103,10 +92,10 @@ def initialise(
     atoms = BLEND * points + (1 - BLEND) * noise if start == "data" else noise
     unit_rows(atoms)
     sae.decoder.initialise(atoms)
-    sae.decoder.bias.add_(middle)
+    sae.decoder.bias.copy_(middle)
     order = torch.randperm(n, generator=generator).to(rows.device)
     if sae.decoder.starts:
-        sae.decoder.start(sae.normalise(rows[order]))
+        sae.decoder.start(sae.normalise(rows[order]) - middle)
     sae.encoder.initialise(sae.decoder.atoms())
     probe = rows[order[:PROBE]]
     if sae.activation.starts:
@@ -115,6 +104,15 @@ def initialise(
         torch.manual_seed(seed)  # some kinds draw noise while training
         _fit_scale(sae, probe)
     sae.samples_since_fired.zero_()
+
+
+def _middle(sae: Dictionary, rows: Tensor, centre: Centre) -> Tensor:
+    """Mean or geometric median `[d]` of the normalised rows."""
+    if centre == "median":
+        return geometric_median(sae.normalise(rows[:MEDIAN_ROWS])).to(sae.mean)
+    if sae.normaliser.centred:
+        return torch.zeros_like(sae.mean)
+    return sae.normalise(rows).mean(0, dtype=torch.float64).to(sae.mean)
 
 
 def _fit_scale(sae: Dictionary, rows: Tensor) -> None:

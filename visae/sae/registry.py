@@ -7,6 +7,7 @@ from typing import Any
 
 from visae.registry import Registry, UnknownName
 from visae.sae.dictionary import Dictionary
+from visae.sae.normalisers import NORMALISERS
 
 Builder = Callable[..., Dictionary]
 KINDS: Registry[Builder] = Registry("kind of dictionary")
@@ -58,17 +59,18 @@ def kind_options(kind: str) -> dict[str, Any]:
     return {name: p.default for name, p in parameters.items() if name not in ("d", "n_latents")}
 
 
-def make_sae(kind: str, d: int, n_latents: int, **options: Any) -> Dictionary:
+def make_sae(kind: str, d: int, n_latents: int, *, normaliser: str = "scale", **options: Any) -> Dictionary:
     """A dictionary of a kind, with empty weights: `Trainer.fit` or `initialise` fills them from data.
 
     Args:
         kind: see `kinds`.
         d: length of a token vector.
         n_latents: width F.
+        normaliser: of the inputs: `scale`, `none`, `unit`, `layer_norm`, `whiten`; see `visae.sae.normalisers`.
         **options: of the kind, e.g. `k`; see `kind_options`.
 
     Raises:
-        UnknownName: for an unknown kind or option.
+        UnknownName: for an unknown kind, normaliser or option.
         ValueError: for an option out of range.
     """
     for name, number in (("d", d), ("n_latents", n_latents)):
@@ -79,6 +81,7 @@ def make_sae(kind: str, d: int, n_latents: int, **options: Any) -> Dictionary:
         if name not in known:
             raise UnknownName(f"option of kind {kind!r}:", name, known)
     sae = KINDS[kind](d, n_latents, **options)
+    sae.normaliser = NORMALISERS[normaliser](d)
     whole = {**known, **options}
     sae.options = {name: list(value) if isinstance(value, tuple) else value for name, value in whole.items()}  # as JSON
     return sae

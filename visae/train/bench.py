@@ -46,7 +46,7 @@ def batches(size: Size, n: int = 4) -> list[Tensor]:
 
 def bare_step(size: Size, tier: str, precision: str, data: list[Tensor]) -> tuple[Trainer, Callable[[], None]]:
     """A trainer, and a function that takes its step: forward, loss, backward, update, counts; no loader and no log."""
-    options = {"k": size.k} if "k" in kind_options(size.kind) else {}
+    options: dict[str, Any] = {"k": size.k} if "k" in kind_options(size.kind) else {}
     sae = make_sae(size.kind, size.d, size.n_latents, **options)
     config = TrainConfig(steps=10_000, batch=size.batch, ops=tier, precision=precision, device="cpu")  # type: ignore[arg-type]
     trainer = Trainer(sae, config, progress=False)

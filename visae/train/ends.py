@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def begin(trainer: "Trainer", feed: Feed) -> None:
     """Statistics from the first rows of the loader, then weights."""
-    moments, rows = feed.first(trainer.config.stat_rows)
+    moments, rows = feed.first(trainer.config.stat_rows, trainer.sae.normaliser.covariance)
     if trainer.accelerator.num_processes > 1:
         moments = _pool(trainer, moments)
     check_moments(moments)
@@ -29,10 +29,9 @@ def begin(trainer: "Trainer", feed: Feed) -> None:
 
 def _pool(trainer: "Trainer", moments: Moments) -> Moments:
     """Moments of the rows of all processes."""
-    own = torch.cat([torch.tensor([float(moments.n)], dtype=torch.float64), moments.mean, moments.squares])
-    pooled, d = Moments(trainer.sae.d), trainer.sae.d
-    for row in trainer.accelerator.gather(own[None].to(trainer.device)).cpu():
-        pooled.merge(int(row[0]), row[1 : 1 + d], row[1 + d :])
+    pooled = Moments(trainer.sae.d, trainer.sae.normaliser.covariance)
+    for row in trainer.accelerator.gather(moments.pack()[None].to(trainer.device)).cpu():
+        pooled.merge_packed(row)
     return pooled
 
 

@@ -76,9 +76,9 @@ class Feed:
             self._iterator = None
         self._replay = kept + self._replay
 
-    def first(self, rows: int) -> tuple[Moments, Tensor]:
+    def first(self, rows: int, covariance: bool = False) -> tuple[Moments, Tensor]:
         """Moments of the next `rows` rows, and those of them that may be held `[m, d]`; all stay to be drawn."""
-        moments, start, held = Moments(self.d), [], 0
+        moments, start, held = Moments(self.d, covariance), [], 0
         for x in self.peek(rows):
             self.check()
             moments.add(x)

@@ -44,6 +44,7 @@ def identity(trainer: "Trainer") -> dict[str, Any]:
         "d": trainer.sae.d,
         "n_latents": trainer.sae.n_latents,
         "options": trainer.sae.options,
+        "normaliser": trainer.sae.normaliser.name,
         "processes": trainer.accelerator.num_processes,
     }
 

@@ -251,11 +251,11 @@ class Trainer:
 
     def _metrics(self, losses: Losses, x: Tensor, lr: float) -> dict[str, Any]:
         with torch.no_grad():
-            u = self.sae.normalise(x)
+            recon = self.sae.restore(losses.recon, x)
             values = {
                 "loss": losses.total,
                 **losses.terms,
-                "fvu": (u - losses.recon).square().sum() / (u - u.mean(0)).square().sum(),
+                "fvu": (x - recon).square().sum() / (x - x.mean(0)).square().sum(),
                 "l0": losses.codes.l0(),
                 "dead": (self.sae.samples_since_fired >= self.dead_window).double().mean(),
             }

@@ -55,6 +55,7 @@ def train(
     expansion: float = 8,
     k: int = 32,
     options: dict[str, float] = {},  # noqa: B006 (read only)
+    normaliser: str = "scale",
     rows: int | None = None,
     passes: float = 8,
     batch: int = 4096,
@@ -93,6 +94,7 @@ def train(
         expansion: width as a multiple of the token's length.
         k: codes per token, for kinds that have it.
         options: further options of the kind, e.g. `--options l1 0.01`.
+        normaliser: of the inputs: `scale` (one scalar), `none`, `unit`, `layer_norm` (per token) or `whiten`.
         rows: rows to train on; `passes` over the data if not given.
         passes: passes over the data.
         batch: rows per step.
@@ -130,7 +132,7 @@ def train(
         checkpoint_every=checkpoint_every,
     )
     if not finished(run, source, settings):
-        sae = make_sae(kind, source.d, width, **chosen)
+        sae = make_sae(kind, source.d, width, normaliser=normaliser, **chosen)
         result = Trainer(sae, settings, run.folder, log_with=list(track) or None).fit(
             source.loader(batch, seed=seed), resume=True
         )
