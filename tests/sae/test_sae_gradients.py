@@ -89,7 +89,7 @@ def test_the_reconstruction_loss_is_the_fraction_of_variance_unexplained(kind, s
     if sae.scheme.nesting() is not None:
         pytest.skip("the loss is a mean over several reconstructions: see test_sae_schemes")
     losses = sae.train().losses(x, Eager())
-    recon = sae.restore(losses.recon, x)
+    recon = sae.restore(losses.recon)
     fvu = (x - recon).square().sum() / (x - x.mean(0)).square().sum()
     assert losses.terms["recon"].item() == pytest.approx(fvu.item(), rel=1e-4)
     assert x.shape[1] == D

@@ -136,9 +136,14 @@ class Dictionary(nn.Module):
         """
         return self._read(x)[0]
 
-    def restore(self, u: Tensor, like: Tensor) -> Tensor:
-        """Reverse of `normalise`: raw rows `[n, d]`, with the scale and shift of the raw rows `like` they stand for."""
-        _, scale, shift = self._read(like)
+    def restore(self, u: Tensor, like: Tensor | None = None) -> Tensor:
+        """Reverse of `normalise`, `[n, d]`.
+
+        Args:
+            u: `[n, d]` normalised rows.
+            like: `[n, d]` raw rows whose own scale and shift they get; needed where the normaliser is `per_token`.
+        """
+        _, scale, shift = (None, None, None) if like is None else self._read(like)
         return self.normaliser.restore(u, scale, shift)
 
     def select(
