@@ -32,8 +32,17 @@ class ActivationSource(Protocol):
     d: int
     n_items: int
 
-    def loader(self, batch: int, *, seed: int = 0, passes: int | None = None, pin: bool = False) -> Loader:
-        """Shuffled `[b, d]` tensors."""
+    def loader(
+        self,
+        batch: int,
+        *,
+        seed: int = 0,
+        passes: int | None = None,
+        pin: bool = False,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> Loader:
+        """Shuffled `[b, d]` tensors; of several processes each brings its own share of the rows."""
         ...
 
     def chunks(self, rows: int = 65536) -> Iterator[Chunk]:

@@ -1,4 +1,8 @@
-"""Shuffled rows: random blocks fill a buffer, its rows are served in a random order, every row once per pass."""
+"""Shuffled rows: random blocks fill a buffer, its rows are served in a random order, every row once per pass.
+
+Several processes serve the same order of rows: of every `processes * batch` rows, each takes its own `batch`. So a run
+on two processes sees the batches of one with twice the batch, and may go on with any other number.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -51,20 +55,26 @@ class Loader(Protocol):
         """Goes on exactly after the batch that was served last when the state was taken."""
         ...
 
+    def load_states(self, states: list[dict[str, Any]]) -> str:
+        """Goes on after another number of processes, one state from each; returns what is not exact about it."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Group:
-    """Blocks that are mixed together: rows `start` to `stop` of a pass.
+    """Blocks that are mixed together: rows `start` to `stop` of all that are ever served, pass after pass.
 
     Attributes:
-        start: first row of the pass that it serves.
+        start: first row.
         stop: one past the last.
-        rows: `[stop - start, d]` in the order in which they are served.
-        numbers: `[stop - start]` row number in the store of each.
+        served: `[m]` which of them are this process's, rising.
+        rows: `[m, d]` those.
+        numbers: `[m]` row number in the store of each.
     """
 
     start: int
     stop: int
+    served: np.ndarray
     rows: np.ndarray
     numbers: np.ndarray
 
@@ -72,13 +82,24 @@ class _Group:
 class StoreLoader:
     """Loader over a store; made by `Store.loader`."""
 
-    def __init__(self, store: "Store", batch: int, seed: int, passes: int | None, pin: bool, buffer_bytes: int | None):
-        if batch < 1:
-            raise ValueError(f"a batch needs at least one row, got {batch}")
+    def __init__(
+        self,
+        store: "Store",
+        batch: int,
+        seed: int,
+        passes: int | None,
+        pin: bool,
+        buffer_bytes: int | None,
+        rank: int,
+        processes: int,
+    ):
+        check_part(batch, rank, processes)
         if store.n_rows == 0:
             raise ValueError(f"{store.path} has no rows: none of its images could be read")
         self._store, self._batch, self._passes, self._pin = store, batch, passes, pin
+        self._rank, self._processes = rank, processes
         self._seed, self._epoch, self._position = seed, 0, 0
+        self._origin = 0  # row of all served where this process began to count batches
         self._blocks = self._table()
         block_bytes = store.block_items * store.meta.bytes_per_item
         per_group = max(_BLOCKS, BUFFER_BYTES // block_bytes) if buffer_bytes is None else buffer_bytes // block_bytes
@@ -112,7 +133,7 @@ class StoreLoader:
         return self._served
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader is: two integers, beside the seed that they belong to."""
+        """Where the loader is: two integers, beside the seed that they belong to; the same on every process."""
         return {"epoch": self._epoch, "position": self._position, "seed": self._seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -127,32 +148,51 @@ class StoreLoader:
                 "it belongs to another store"
             )
         self._seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]
+        self._origin = self._epoch * self._store.n_rows + self._position
         if self._coming is not None:
             self._coming[1].exception()  # waits: two loads at a time would share a buffer
         self._group = self._coming = None
         self._plans.clear()
 
+    def load_states(self, states: list[dict[str, Any]]) -> str:
+        """Goes on where another number of processes stood with these states, exactly: the order is the same.
+
+        Returns:
+            What is not exact about it: nothing.
+        """
+        self.load_state_dict(states[0])
+        return ""
+
     def __iter__(self) -> Iterator[Tensor]:
         return self
 
     def __next__(self) -> Tensor:
-        parts, numbers, filled = [], [], 0
-        while filled < self._batch:
-            if self._position == self._store.n_rows:
-                self._epoch, self._position = self._epoch + 1, 0
-            if self._passes is not None and self._epoch >= self._passes:
-                break
-            group = self._current()
-            take = slice(self._position - group.start, self._position - group.start + self._batch - filled)
+        n = self._store.n_rows
+        window = self._epoch * n + self._position
+        end = window + self._batch * self._processes
+        if self._passes is not None and end > (whole := self._passes * n):
+            if window >= whole or self._processes > 1:  # processes stop together, before a batch that is not whole
+                raise StopIteration
+            end = whole
+        first = window + self._rank * self._batch
+        last, parts, numbers = min(first + self._batch, end), [], []
+        while first < last:
+            group = self._current(first)
+            at = int(np.searchsorted(group.served, first))
+            take = slice(at, at + min(last, group.stop) - first)
             parts.append(group.rows[take])
             numbers.append(group.numbers[take])
-            filled += len(parts[-1])
-            self._position += len(parts[-1])
-        if not filled:
-            raise StopIteration
+            first += len(parts[-1])
+        self._epoch, self._position = (end - 1) // n, (end - 1) % n + 1
         self._served = np.concatenate(numbers)
         rows = as_torch(parts[0] if len(parts) == 1 else np.concatenate(parts), self._store.meta.dtype)
         return rows.pin_memory() if self._pin else rows
+
+    def _own(self, row: int) -> int:
+        """The first row of this process at or after a row of all served."""
+        batch = (row - self._origin) // self._batch
+        ahead = (self._rank - batch) % self._processes
+        return row if ahead == 0 else self._origin + (batch + ahead) * self._batch
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
         """Blocks of each group of a pass."""
@@ -162,20 +202,27 @@ class StoreLoader:
             self._plans[epoch] = np.array_split(order, self._n_groups)
         return self._plans[epoch]
 
-    def _current(self) -> _Group:
-        """The group that holds the position; the next one starts loading."""
-        if self._group is not None and self._group[0][0] == self._epoch and self._position < self._group[1].stop:
+    def _current(self, row: int) -> _Group:
+        """The group that holds a row of all served; the next one that this process needs starts loading."""
+        if self._group is not None and self._group[1].start <= row < self._group[1].stop:
             return self._group[1]
-        t = self._store.meta.tokens_per_item
-        stops = np.cumsum([self._blocks[blocks, 2].sum() * t for blocks in self._plan(self._epoch)])
-        at = self._epoch, int(np.searchsorted(stops, self._position, side="right"))
+        at = self._at(row)
         if self._coming is None or self._coming[0] != at:
+            if self._coming is not None:
+                self._coming[1].exception()  # waits: two loads at a time would share a buffer
             self._coming = at, self._submit(at)
         self._group = at, self._coming[1].result()
-        following = (at[0], at[1] + 1) if at[1] + 1 < self._n_groups else (at[0] + 1, 0)
-        last = self._passes is not None and following[0] >= self._passes
-        self._coming = None if last else (following, self._submit(following))
+        following = self._own(self._group[1].stop)
+        last = self._passes is not None and following >= self._passes * self._store.n_rows
+        self._coming = None if last else (self._at(following), self._submit(self._at(following)))
         return self._group[1]
+
+    def _at(self, row: int) -> tuple[int, int]:
+        """Pass and group of a row of all served."""
+        epoch, position = divmod(row, self._store.n_rows)
+        t = self._store.meta.tokens_per_item
+        stops = np.cumsum([self._blocks[blocks, 2].sum() * t for blocks in self._plan(epoch)])
+        return epoch, int(np.searchsorted(stops, position, side="right"))
 
     def _submit(self, at: tuple[int, int]) -> Future[_Group]:
         """Starts reading a group in the thread."""
@@ -184,27 +231,33 @@ class StoreLoader:
     def _load(self, at: tuple[int, int], plan: list[np.ndarray]) -> _Group:
         """Reads the blocks of a group in their order on disk, each row to its place in the served order."""
         store, t = self._store, self._store.meta.tokens_per_item
-        start = int(sum(self._blocks[blocks, 2].sum() for blocks in plan[: at[1]])) * t
+        start = at[0] * store.n_rows + int(sum(self._blocks[blocks, 2].sum() for blocks in plan[: at[1]])) * t
         table = self._blocks[np.sort(plan[at[1]])]
         n = int(table[:, 2].sum()) * t
         to = np.random.default_rng([self._seed, *at]).permutation(n)
-        rows = self._room()[:n]
+        mine = (np.arange(start, start + n) - self._origin) // self._batch % self._processes == self._rank
+        to = np.where(mine, np.cumsum(mine) - 1, -1)[to]  # -1: another process's row
+        rows = self._room()[: int(mine.sum())]
         whole_rows, filled = _as_units(rows), 0
-        for number, mine in groupby(table.tolist(), key=itemgetter(0)):
-            blocks = [(which, items * t) for _, which, items, _ in mine]
+        for number, here in groupby(table.tolist(), key=itemgetter(0)):
+            blocks = [(which, items * t) for _, which, items, _ in here]
             with store.blocks(number) as block:
                 # Sums and copies go side by side; nothing is served before the sums are known to be right.
                 checked = self._checker.submit(lambda: [block(which) for which, _ in blocks])  # noqa: B023 (waited for)
                 try:
                     for which, count in blocks:
                         place = to[filled : filled + count]
-                        whole_rows[place] = _as_units(block(which, check=False).reshape(-1, store.d))
+                        units = _as_units(block(which, check=False).reshape(-1, store.d))
+                        if self._processes > 1:
+                            units, place = units[place >= 0], place[place >= 0]
+                        whole_rows[place] = units
                         filled += count
                 finally:
                     checked.result()
-        numbers = np.empty(n, np.int64)
-        numbers[to] = np.repeat(table[:, 3], table[:, 2] * t) + _within(table[:, 2] * t)
-        return _Group(start, start + n, rows, numbers)
+        numbers = np.repeat(table[:, 3], table[:, 2] * t) + _within(table[:, 2] * t)
+        in_order = np.empty(len(rows), np.int64)
+        in_order[to[to >= 0]] = numbers[to >= 0]
+        return _Group(start, start + n, start + np.flatnonzero(mine), rows, in_order)
 
     def _room(self) -> np.ndarray:
         """A buffer `[rows, d]` for a group: one that no served batch refers to any more, or a new one."""
@@ -213,9 +266,22 @@ class StoreLoader:
                 return room
         meta = self._store.meta
         most = -(-len(self._blocks) // self._n_groups) * self._store.block_items * meta.tokens_per_item
-        room = np.empty((most, meta.d), stored_dtype(meta.dtype))
+        own = (most // (self._batch * self._processes) + 1) * self._batch
+        room = np.empty((min(most, own), meta.d), stored_dtype(meta.dtype))
         self._rooms = [*self._rooms[-1:], room]
         return room
+
+
+def check_part(batch: int, rank: int, processes: int) -> None:
+    """Refuses a batch without rows, or a part that is none of so many.
+
+    Raises:
+        ValueError: with the numbers.
+    """
+    if batch < 1:
+        raise ValueError(f"a batch needs at least one row, got {batch}")
+    if not 0 <= rank < processes:
+        raise ValueError(f"rank must be between 0 and processes - 1 = {processes - 1}, got {rank}")
 
 
 def _as_units(rows: np.ndarray) -> np.ndarray:

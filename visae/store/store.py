@@ -128,6 +128,8 @@ class Store:
         passes: int | None = None,
         pin: bool = False,
         buffer_bytes: int | None = None,
+        rank: int = 0,
+        processes: int = 1,
     ) -> Loader:
         """Shuffled `[batch, d]` tensors in the storage dtype.
 
@@ -137,11 +139,14 @@ class Store:
             passes: stop after so many passes (the last batch may be short); None never stops.
             pin: batches in page-locked memory, for quick copies to a GPU.
             buffer_bytes: memory in which rows are mixed (twice as much is held); 32 MiB or 96 blocks by default.
+            rank: which of several processes this is.
+            processes: how many share the rows. Their batches, one after the other, are those of one process with
+                `processes * batch` rows at a time; with `passes` they leave out a last part that is shorter.
 
         Raises:
-            ValueError: if the batch is not positive or the store has no rows.
+            ValueError: if the batch is not positive, the rank not below `processes`, or the store has no rows.
         """
-        return StoreLoader(self, batch, seed, passes, pin, buffer_bytes)
+        return StoreLoader(self, batch, seed, passes, pin, buffer_bytes, rank, processes)
 
     def chunks(self, rows: int = 65536) -> Iterator[Chunk]:
         """Every row once, in order, whole items together, about `rows` at a time."""

@@ -15,7 +15,7 @@ from visae.sites import Site
 from visae.store.batches import Batch, Note, Reader, split_into
 from visae.store.forward import as_numpy, as_torch, forward_pass
 from visae.store.index import Skipped
-from visae.store.loader import BUFFER_BYTES, Loader
+from visae.store.loader import BUFFER_BYTES, Loader, check_part
 from visae.store.meta import StoreMeta
 from visae.store.store import Chunk, Places
 from visae.tokens import TokenPolicy
@@ -74,13 +74,18 @@ class Stream:
         passes: int | None = None,
         pin: bool = False,
         buffer_bytes: int | None = None,
+        rank: int = 0,
+        processes: int = 1,
     ) -> Loader:
         """Shuffled `[batch, d]` tensors; see `Store.loader`. A mixing buffer is filled, half of it served, and so on.
 
+        Of several processes each sends its own share of the images through the model, every `processes`-th of a pass;
+        so the order of rows depends on their number, unlike a store's.
+
         Raises:
-            ValueError: if the batch is not positive.
+            ValueError: if the batch is not positive, the rank not below `processes`, or there are fewer images.
         """
-        return StreamLoader(self, batch, seed, passes, pin, buffer_bytes)
+        return StreamLoader(self, batch, seed, passes, pin, buffer_bytes, rank, processes)
 
     def chunks(self, rows: int = 65536) -> Iterator[Chunk]:
         """Every row once, in order, whole items together, one forward pass at a time (`rows` is but a wish)."""
@@ -174,11 +179,23 @@ class StreamLoader:
     forward passes of which rows are still in the buffer.
     """
 
-    def __init__(self, stream: Stream, batch: int, seed: int, passes: int | None, pin: bool, buffer_bytes: int | None):
-        if batch < 1:
-            raise ValueError(f"a batch needs at least one row, got {batch}")
+    def __init__(
+        self,
+        stream: Stream,
+        batch: int,
+        seed: int,
+        passes: int | None,
+        pin: bool,
+        buffer_bytes: int | None,
+        rank: int,
+        processes: int,
+    ):
+        check_part(batch, rank, processes)
+        if processes > stream.n_items:
+            raise ValueError(f"{stream.n_items} images cannot be shared by {processes} processes: start fewer")
+        self._rank, self._processes = rank, processes
         self._stream, self._batch, self._passes, self._pin = stream, batch, passes, pin
-        self._seed, self._epoch, self._position = seed, 0, 0
+        self._seed, self._epoch, self._position, self._skip = seed, 0, 0, 0
         t = stream.meta.tokens_per_item
         self._capacity = max(2 * stream.batch * t, (buffer_bytes or BUFFER_BYTES) // (stream.meta.bytes_per_item // t))
         self._served = np.empty(0, np.int64)
@@ -199,6 +216,7 @@ class StreamLoader:
             "epoch": self._epoch,
             "position": self._position,
             "seed": self._seed,
+            "skip": self._skip,
             "unreadable": [one.item for one in self._stream.skipped],
         }
 
@@ -213,9 +231,31 @@ class StreamLoader:
                 f"the state stands at row {state['position']} but this stream has {self._stream.n_rows} rows in a "
                 "pass: it belongs to another data set or policy"
             )
-        self._seed, self._epoch = state["seed"], state["epoch"]
+        self._seed, self._epoch, self._skip = state["seed"], state["epoch"], state["skip"]
         self._begin()
         self._replay(state["position"], set(state["unreadable"]))
+
+    def load_states(self, states: list[dict[str, Any]]) -> str:
+        """Goes on, as near as can be, where another number of processes stood with these states.
+
+        Images pass in the same order whatever the number of processes; so this pass goes on after as many of them as
+        there were rows served. What lay in mixing buffers is served again or not at all.
+
+        Returns:
+            What is not exact about it.
+        """
+        t, first = self._stream.meta.tokens_per_item, states[0]
+        self._seed, self._epoch = first["seed"], max(state["epoch"] for state in states)
+        now = [state for state in states if state["epoch"] == self._epoch]
+        self._skip = first["skip"] + sum(state["position"] for state in now) // t
+        if len(states) - len(now) or self._stream.n_items - self._skip < self._processes:
+            self._epoch, self._skip = self._epoch + 1, 0
+        self._begin()
+        held = len(states) * self._capacity
+        return (
+            f"a stream's order depends on the number of processes: up to {held} rows of pass {self._epoch} that "
+            f"{len(states)} processes held in their buffers are served again or not at all"
+        )
 
     def __iter__(self) -> Iterator[Tensor]:
         return self
@@ -229,7 +269,7 @@ class StreamLoader:
                 idle = idle + 1 if self._position == 0 else 0
                 if idle > 1:
                     raise ValueError(f"none of the images of {meta.data} can be read: there are no rows to serve")
-                self._epoch += 1
+                self._epoch, self._skip = self._epoch + 1, 0
                 self._begin()
                 continue
             take = min(self._batch - filled, self._stop - self._at)
@@ -244,7 +284,8 @@ class StreamLoader:
     def _begin(self) -> None:
         """Stands at the start of a pass."""
         order = np.random.default_rng([self._seed, self._epoch]).permutation(self._stream.n_items)
-        self._parts = list(split_into(order.tolist(), self._stream.batch))
+        mine = order[self._skip + self._rank :: self._processes]
+        self._parts = list(split_into(mine.tolist(), self._stream.batch))
         self._source: Iterator[tuple[Batch, np.ndarray]] | None = None
         self._next, self._refills, self._position = 0, 0, 0
         self._at, self._stop = 0, 0
