@@ -13,13 +13,14 @@ from visae.ops.reference import Reference
 from visae.ops.rules import BatchTopK, FeatureChoice, Rule, Threshold, TopK
 from visae.ops.shared import batch_topk, feature_choice
 from visae.ops.sparse import Coded, Dense, Pattern, Ragged
+from visae.ops.stack import Stack
 from visae.ops.update import Adam, project_rows, unit_rows
 from visae.registry import UnknownName
 
 __all__ = [
     "ALONE", "Adam", "BatchTopK", "Coded", "Dense", "Eager", "FeatureChoice", "Group", "Nesting", "Ops", "Pattern",
-    "Ragged", "Reference", "Rule", "Share", "Threshold", "TopK", "batch_topk", "fast_precision", "feature_choice",
-    "make_ops", "project_rows", "randn_like", "share", "sharing", "unit_rows",
+    "Ragged", "Reference", "Rule", "Share", "Stack", "Threshold", "TopK", "batch_topk", "fast_precision",
+    "feature_choice", "make_ops", "project_rows", "randn_like", "share", "sharing", "unit_rows",
 ]  # fmt: skip
 
 

@@ -82,12 +82,28 @@ class _Decoded(torch.autograd.Function):
         return to_values, to_weight, None
 
 
+class Ready:
+    """Pre-activations `[n, F]` that were computed elsewhere, for the first inputs that ask for theirs."""
+
+    def __init__(self, pre: Tensor):
+        self._pre = pre
+        self._u: Tensor | None = None
+
+    def take(self, u: Tensor) -> Tensor | None:
+        """Those of `u`; None for other inputs."""
+        self._u = u if self._u is None else self._u
+        return self._pre if self._u is u else None
+
+
 class Eager:
     """Sparse forward and backward from stock torch operations.
 
     Args:
         precision: `fp32` or `bf16`, of the encoder's matrix product; inputs of another dtype than float32 (float64 in
             tests) are multiplied as they are.
+
+    Attributes:
+        ready: pre-activations of the coming batch, where a `visae.ops.stack.Stack` has computed them.
     """
 
     name = "eager"
@@ -97,10 +113,15 @@ class Eager:
             raise ValueError(f"precision of the encoder product is fp32 or bf16, got {precision!r}")
         self.precision = precision
         self._buffers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self.ready: Ready | None = None
+
+    def product_dtype(self, inputs: torch.dtype) -> torch.dtype:
+        """Dtype in which inputs of a dtype are multiplied with the encoder's weight."""
+        return torch.bfloat16 if self.precision == "bf16" and inputs == torch.float32 else inputs
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Pre-activations `[n, F]` in the buffer, overwritten by the next call."""
-        dtype = torch.bfloat16 if self.precision == "bf16" and x.dtype == torch.float32 else x.dtype
+        dtype = self.product_dtype(x.dtype)
         size = x.shape[0] * weight.shape[0]
         buffer = self._buffers.get((dtype, x.device))
         if buffer is None or buffer.numel() < size:
@@ -115,7 +136,8 @@ class Eager:
         with torch.no_grad():
             x = u - shift
             rows, offset = (weight, bias) if among is None else (weight[among], bias[among])
-            pre = self._product(x, rows, offset)
+            ready = None if among is not None or self.ready is None else self.ready.take(u)
+            pre = self._product(x, rows, offset) if ready is None else ready
             pattern = rule.pick(pre)
             if pre.dtype == x.dtype:
                 values = pre.view(-1)[pattern.rows * rows.shape[0] + pattern.columns]

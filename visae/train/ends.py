@@ -7,7 +7,7 @@ from torch import Tensor
 
 from visae.sae import Moments, initialise
 from visae.sae.init import check_moments
-from visae.train.feed import Feed, LoaderEnded
+from visae.train.feed import Batches, LoaderEnded
 from visae.train.record import Recorder
 from visae.train.validate import validate
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from visae.train.trainer import Trainer
 
 
-def begin(trainer: "Trainer", feed: Feed) -> None:
+def begin(trainer: "Trainer", feed: Batches) -> None:
     """Statistics from the first rows of the loader, then weights."""
     moments, rows = feed.first(trainer.config.stat_rows, trainer.sae.normaliser.covariance)
     if trainer.accelerator.num_processes > 1:
@@ -43,7 +43,9 @@ def agree(trainer: "Trainer") -> None:
             tensor.copy_(broadcast(tensor.clone()))
 
 
-def finish(trainer: "Trainer", feed: Feed, recorder: Recorder, validation: Iterable[Tensor] | None) -> dict[str, Any]:
+def finish(
+    trainer: "Trainer", feed: Batches, recorder: Recorder, validation: Iterable[Tensor] | None
+) -> dict[str, Any]:
     """Calibrates thresholds and measures on validation batches; returns the last metrics."""
     sae = trainer.sae
     if sae.activation.calibrates and (held_out := _held_out(trainer, feed) if validation is None else validation):
@@ -58,7 +60,7 @@ def finish(trainer: "Trainer", feed: Feed, recorder: Recorder, validation: Itera
     return metrics
 
 
-def _held_out(trainer: "Trainer", feed: Feed) -> list[Tensor]:
+def _held_out(trainer: "Trainer", feed: Batches) -> list[Tensor]:
     """The next batches of the loader; the last one trained on where the loader has no more."""
     batches: list[Tensor] = []
     # a short run is not worth a long calibration

@@ -1,7 +1,7 @@
 """`Feed`: draws checked batches from any iterable of tokens, and knows how to rewind and resume it."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,60 @@ START_BYTES = 2**27
 
 class LoaderEnded(ValueError):
     """The loader brought fewer batches than the budget needs."""
+
+
+class Batches(Protocol):
+    """What a run asks of its batches: `Feed`, or a share in one."""
+
+    def __next__(self) -> Tensor:
+        """The next batch `[b, d]`."""
+        ...
+
+    def first(self, rows: int, covariance: bool = False) -> tuple[Moments, Tensor]:
+        """Moments of the next `rows` rows, with their covariance if asked, and those of them that may be held `[m, d]`.
+
+        All stay to be drawn.
+        """
+        ...
+
+    def check(self) -> None:
+        """Raises for bad values seen since the last check."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """JSON state."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was taken."""
+        ...
+
+
+class FirstRows:
+    """What a run learns from the first rows of its data.
+
+    Args:
+        d: length of a row.
+        covariance: see `Moments`.
+
+    Attributes:
+        moments: of all rows.
+    """
+
+    def __init__(self, d: int, covariance: bool = False):
+        self.moments = Moments(d, covariance)
+        self._held: list[Tensor] = []
+
+    def add(self, x: Tensor) -> None:
+        """Takes in rows `[n, d]`."""
+        self.moments.add(x)
+        if sum(held.nbytes for held in self._held) < START_BYTES:
+            self._held.append(x)
+
+    @property
+    def rows(self) -> Tensor:
+        """`[m, d]`: as many of them as may be held."""
+        return torch.cat(self._held)
 
 
 class Feed:
@@ -77,15 +131,12 @@ class Feed:
         self._replay = kept + self._replay
 
     def first(self, rows: int, covariance: bool = False) -> tuple[Moments, Tensor]:
-        """Moments of the next `rows` rows, and those of them that may be held `[m, d]`; all stay to be drawn."""
-        moments, start, held = Moments(self.d, covariance), [], 0
+        """See `Batches.first`."""
+        first = FirstRows(self.d, covariance)
         for x in self.peek(rows):
             self.check()
-            moments.add(x)
-            if held < START_BYTES:
-                start.append(x)
-                held += x.numel() * x.element_size()
-        return moments, torch.cat(start)
+            first.add(x)
+        return first.moments, first.rows
 
     def _draw(self) -> Any:
         if self._iterator is None:

@@ -7,7 +7,7 @@ import torch
 
 from visae.train import checkpoint
 from visae.train.config import FREE
-from visae.train.feed import Feed
+from visae.train.feed import Batches
 from visae.train.record import METRICS
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def identity(trainer: "Trainer") -> dict[str, Any]:
     }
 
 
-def save(trainer: "Trainer", feed: Feed) -> None:
+def save(trainer: "Trainer", feed: Batches) -> None:
     """Writes a checkpoint, on the main process only."""
     if trainer.folder is None or not trainer.accelerator.is_main_process:
         return
@@ -63,7 +63,7 @@ def save(trainer: "Trainer", feed: Feed) -> None:
     checkpoint.save(trainer.folder, checkpoint.Checkpoint(trainer.step, tensors, notes), trainer.config.keep)
 
 
-def restore(trainer: "Trainer", saved: checkpoint.Checkpoint, feed: Feed) -> None:
+def restore(trainer: "Trainer", saved: checkpoint.Checkpoint, feed: Batches) -> None:
     """Puts a checkpoint into the trainer and its loader.
 
     Raises:

@@ -15,7 +15,7 @@ from visae.sae.penalties import Penalty
 from visae.train import checkpoint, resuming
 from visae.train.config import TrainConfig, annealed_k, default_lr, schedule
 from visae.train.ends import begin, finish
-from visae.train.feed import Feed, LoaderEnded
+from visae.train.feed import Batches, Feed, LoaderEnded
 from visae.train.randomness import Randomness
 from visae.train.record import Recorder
 from visae.train.validate import validate
@@ -84,6 +84,7 @@ class Trainer:
         self.randomness = Randomness(config.seed, self.device)
         self._prepare_schedules()
         self.step = self.samples = 0
+        self.history: list[dict[str, Any]] = []
         self._dead: Tensor | None = None
         self.last: Tensor | None = None
         self._log_with = log_with
@@ -155,7 +156,7 @@ class Trainer:
         return Feed(loader, self.sae.d, self.device, self.config.batch if self.config.tokens is not None else None)
 
     def run(
-        self, feed: Feed, validation: Iterable[Tensor] | None = None, *, resume: bool = False
+        self, feed: Batches, validation: Iterable[Tensor] | None = None, *, resume: bool = False
     ) -> Generator[None, None, TrainResult]:
         """The run of `fit` piece by piece, for those who drive several at once: each `next` makes one step.
 
@@ -170,6 +171,7 @@ class Trainer:
             settings = self.config.to_dict() | {"betas": str(self.config.betas)}
             self.accelerator.init_trackers("visae", config=settings)
         with Recorder(self.out, self.step, self.steps, self.progress, self.accelerator) as recorder:
+            self.history = recorder.history
             yield
             while self.step < self.steps:
                 x = self._take(feed)
@@ -184,7 +186,7 @@ class Trainer:
 
     # -- the four pieces of a step
 
-    def _take(self, feed: Feed) -> Tensor:
+    def _take(self, feed: Batches) -> Tensor:
         """Draws a batch."""
         try:
             self.last = next(feed)
@@ -227,7 +229,13 @@ class Trainer:
         return lr
 
     def _record(
-        self, recorder: Recorder, feed: Feed, losses: Losses, x: Tensor, lr: float, validation: Iterable[Tensor] | None
+        self,
+        recorder: Recorder,
+        feed: Batches,
+        losses: Losses,
+        x: Tensor,
+        lr: float,
+        validation: Iterable[Tensor] | None,
     ) -> None:
         """Counters, metrics, checkpoint."""
         rows = x.shape[0] * self.accelerator.num_processes
