@@ -19,6 +19,7 @@ from visae.train import (
     read_metrics,
     split_columns,
 )  # fmt: skip
+from visae.train.shared import Reader, Tee
 from visae.train.stacking import cohorts
 
 WORLD = PlantedConfig(d=12, n_features=24, active=3)
@@ -44,6 +45,7 @@ def mixed(precision, **changes):
         Member("drawn", sae("matryoshka", sampled=3), TrainConfig(seed=3, **common)),
         Member("noise", sae("vsae"), TrainConfig(seed=4, **common)),
         Member("dense", sae("jumprelu"), TrainConfig(seed=5, **common)),
+        Member("white", sae("topk", normaliser="whiten"), TrainConfig(**common)),
     ]
 
 
@@ -217,6 +219,19 @@ def test_sites_side_by_side_in_one_stream_train_as_streams_of_their_own(tmp_path
         same_run(tmp_path / "cut" / member.name, tmp_path / member.name)
 
 
+def test_a_reader_that_others_have_overtaken_still_sees_its_own_state_and_batches():
+    loader = Planted(WORLD, 64)
+    source = iter(loader)
+    tee = Tee(lambda: next(source), loader.state_dict)
+    ahead, behind = Reader(tee), Reader(tee)
+    batches = [next(ahead) for _ in range(3)]
+    assert torch.equal(next(behind), batches[0])
+    assert (tee.state(behind.position), tee.state(ahead.position)) == ({"drawn": 1}, {"drawn": 3})
+    ahead.close()
+    assert torch.equal(next(behind), batches[1])
+    assert loader.drawn == 3
+
+
 def test_equal_shapes_are_multiplied_in_one_product_over_one_matrix(monkeypatch):
     members = mixed("fp32")
     seen, original = [], torch.baddbmm
@@ -232,7 +247,7 @@ def test_equal_shapes_are_multiplied_in_one_product_over_one_matrix(monkeypatch)
     monkeypatch.setattr(torch, "baddbmm", spy)
     Suite(members, progress=False).fit(Planted(WORLD, 64))
     assert len(seen) == 2 * 20
-    assert seen[0] == (torch.Size([5, 64, 64]), {"a", "b", "k5", "multi", "drawn"})
+    assert seen[0] == (torch.Size([6, 64, 64]), {"a", "b", "k5", "multi", "drawn", "white"})
     assert seen[1] == (torch.Size([1, 64, 128]), {"wide"})
     storages = {member.sae.W_enc.untyped_storage().data_ptr() for member in members}
     assert len(storages) == len(members), "afterwards each has memory of its own"
@@ -242,7 +257,7 @@ def test_a_product_that_would_not_fit_is_made_in_parts(monkeypatch):
     monkeypatch.setattr("visae.train.stacking.CELLS", 2 * 64 * 64)
     groups = cohorts(mixed("fp32"), torch.device("cpu"))
     sizes = [len(one.members) for one in groups if one.stack is not None]
-    assert sizes == [2, 2, 1, 1]
+    assert sizes == [2, 2, 2, 1]
 
 
 def test_a_member_that_diverges_is_given_up_and_the_others_go_on(tmp_path):

@@ -186,7 +186,7 @@ class Suite:
 
     @staticmethod
     def _step(own: Cohort, due: Sequence[_Runner], result: SuiteResult) -> list[LoaderEnded]:
-        """One step, or the end, of those members of a cohort that are due; returns what they say of a stream that ended."""
+        """One step, or the end, of a cohort's members that are due; returns what they say of a stream that ended."""
         ended = []
         if due and due[0].trainer.step < due[0].trainer.steps:
             with suppress(LoaderEnded):  # each member says so itself, after a checkpoint
