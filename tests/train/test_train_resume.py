@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -19,8 +20,8 @@ WORLD = PlantedConfig(d=12, n_features=24, active=3)
 CONFIG = {"batch": 64, "stat_rows": 256, "log_every": 3, "dead_window": 128, "calibration_rows": 256, "device": "cpu"}
 
 
-def sae(kind):
-    return make_sae(kind, 12, 64, **({"k": 3} if "k" in kind_options(kind) else {}))
+def sae(kind, **options):
+    return make_sae(kind, 12, 64, **({"k": 3} if "k" in kind_options(kind) else {}), **options)
 
 
 class Stop(Exception):
@@ -54,10 +55,10 @@ def without_speed(folder):
     return [{k: v for k, v in line.items() if k != "rows_per_second"} for line in read_metrics(folder)]
 
 
-def fit(kind, folder, loader, resume=False, steps=20, **changes):
-    config = TrainConfig(steps=steps, checkpoint_every=10, **{**CONFIG, **changes})
-    trainer = Trainer(sae(kind), config, folder, progress=False)
-    return trainer, trainer.fit(loader, resume=resume)
+def fit(kind, folder, loader, resume=False, steps=20, held_out=None, options={}, **changes):  # noqa: B006
+    config = TrainConfig(**{"steps": steps, "checkpoint_every": 10, **CONFIG, **changes})
+    trainer = Trainer(sae(kind, **options), config, folder, progress=False)
+    return trainer, trainer.fit(loader, held_out, resume=resume)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "auto"])
@@ -77,6 +78,72 @@ def test_ten_steps_a_crash_and_ten_more_equal_twenty_bit_for_bit(kind, precision
     assert a.notes == b.notes
     assert without_speed(tmp_path / "whole") == without_speed(tmp_path / "cut")
     assert (result.steps, result.samples) == (again.steps, again.samples) == (20, 1280)
+
+
+SCHEMES = {
+    "k annealed": ("batch_topk", {"start_k": 9, "anneal": 0.8, "anneal_shape": "exponential"}),
+    "penalty rises": ("jumprelu", {"sparsity_warmup": 0.9, "centre": "median"}),
+    "tilted": ("matryoshka", {"tilt": 2.0, "start": "random"}),
+    "averaged": ("gated", {"ema": 0.9}),
+    "resampled": ("relu_l1", {"resample_every": 4, "dead_window": 64, "sparsity_warmup": 0.0}),
+    "best": ("topk", {"best": True, "patience": 3, "validate_every": 2, "ema": 0.5, "lr": 3e-3}),
+    "stopped early": ("topk", {"patience": 1, "validate_every": 4, "best": True, "lr": 3.0}),
+}
+HELD_OUT = [Planted(WORLD, part=1).sample(200)[0]]
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_every_scheme_resumes_bit_for_bit_after_a_crash_at_any_step(name, tmp_path):
+    kind, settings = SCHEMES[name]
+    options = {"l1": 5.0} if name == "resampled" else {}
+    settings = {"checkpoint_every": 3, **settings}
+    whole, result = fit(kind, tmp_path / "whole", Planted(WORLD, 64), held_out=HELD_OUT, options=options, **settings)
+    assert (result.steps < 20) == (name == "stopped early")
+    if name == "resampled":
+        assert sum(line.get("resampled", 0) for line in result.history) > 0
+    for batches in (5, 11, 16, 21):
+        folder = tmp_path / str(batches)
+        with suppress(Stop):
+            fit(kind, folder, StopsAfter(Planted(WORLD, 64), batches), held_out=HELD_OUT, options=options, **settings)
+        again, ended = fit(
+            kind, folder, Planted(WORLD, 64), resume=True, held_out=HELD_OUT, options=options, **settings
+        )
+        same(whole, again, tmp_path / "whole", folder)
+        assert (ended.steps, ended.metrics["val_fvu"]) == (result.steps, result.metrics["val_fvu"])
+
+
+def same(a, b, first, second):
+    assert all(torch.equal(t, b.sae.state_dict()[n]) for n, t in a.sae.state_dict().items())
+    one, two = state_of(first), state_of(second)
+    assert one.tensors.keys() == two.tensors.keys()
+    assert all(torch.equal(one.tensors[n], two.tensors[n]) for n in one.tensors)
+    assert one.notes == two.notes
+    assert without_speed(first) == without_speed(second)
+    assert [p.name for p in sorted((first / "checkpoints").iterdir())] == [
+        p.name for p in sorted((second / "checkpoints").iterdir())
+    ]
+
+
+@pytest.mark.parametrize("rename", range(1, 13, 2))
+def test_a_kill_at_any_rename_leaves_a_run_that_resumes_to_the_same_bits(rename, tmp_path, monkeypatch):
+    settings = {"checkpoint_every": 4, "keep": 1, "validate_every": 2, "best": True}
+    whole, _ = fit("topk", tmp_path / "whole", Planted(WORLD, 64), held_out=HELD_OUT, **settings)
+    left, replace = [rename], os.replace
+
+    def killed(*paths):
+        left[0] -= 1
+        if left[0] == 0:
+            raise Stop
+        replace(*paths)
+
+    for _ in range(2):  # the second time a part of the run is there already
+        left[0] = rename
+        monkeypatch.setattr(os, "replace", killed)
+        with suppress(Stop):
+            fit("topk", tmp_path / "cut", Planted(WORLD, 64), resume=True, held_out=HELD_OUT, **settings)
+        monkeypatch.setattr(os, "replace", replace)
+    again, _ = fit("topk", tmp_path / "cut", Planted(WORLD, 64), resume=True, held_out=HELD_OUT, **settings)
+    same(whole, again, tmp_path / "whole", tmp_path / "cut")
 
 
 @pytest.mark.parametrize(
@@ -181,9 +248,19 @@ def test_only_the_newest_checkpoints_are_kept_and_damage_is_named(tmp_path):
         fit("topk", tmp_path, Planted(WORLD, 64), resume=True, steps=40)
 
 
-def test_a_loader_that_ends_early_says_how_far_it_came_and_leaves_a_checkpoint(tmp_path):
+def test_a_loader_that_ends_early_says_how_far_it_came_and_leaves_a_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(LoaderEnded, match=r"ended after 13 of 20 steps; a checkpoint of them"):
         fit("topk", tmp_path, islice(Planted(WORLD, 64), 13))
+    assert state_of(tmp_path).step == 13
+
+    def killed(source, target):
+        if "step-" in str(target):
+            raise Stop
+        os.rename(source, target)
+
+    with monkeypatch.context() as patched, suppress(Stop, LoaderEnded):
+        patched.setattr(os, "replace", killed)  # the same checkpoint again must not cost the one that is there
+        fit("topk", tmp_path, islice(Planted(WORLD, 64), 13), resume=True, keep=1)
     assert state_of(tmp_path).step == 13
     _, result = fit("topk", tmp_path, Planted(WORLD, 64), resume=True)
     assert result.steps == 20

@@ -47,6 +47,14 @@ class Activation(nn.Module):
     def rescale(self, factor: Tensor) -> None:
         """Follows an encoder whose pre-activations were multiplied by a positive scalar."""
 
+    def restart(self, latents: Tensor, size: Tensor) -> None:
+        """Brings latents `[m]` int64 back to their start, after they were given new encoder rows.
+
+        Args:
+            latents: which.
+            size: `[m]` their pre-activations on the tokens that the rows were made from, above 0.
+        """
+
     def observe(self, codes: Coded) -> None:
         """Sees the codes of every training step (for running thresholds)."""
 

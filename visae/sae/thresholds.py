@@ -101,6 +101,11 @@ class JumpReLU(Activation):
         self.unit.mul_(factor)
 
     @torch.no_grad()
+    def restart(self, latents: Tensor, size: Tensor) -> None:
+        """See `Activation.restart`: they fire on their own token, at half of what they read there or lower."""
+        self.threshold[latents] = torch.minimum(self.threshold[latents], size / 2 / self.unit)
+
+    @torch.no_grad()
     def observe(self, _codes: Coded) -> None:
         """Keeps thresholds above 0."""
         self.threshold.clamp_(min=1e-3)
@@ -121,6 +126,12 @@ class Gate(Activation):
         super().__init__()
         self.log_gain = nn.Parameter(torch.zeros(n_latents))
         self.bias = nn.Parameter(torch.zeros(n_latents))
+
+    @torch.no_grad()
+    def restart(self, latents: Tensor, size: Tensor) -> None:
+        """See `Activation.restart`."""
+        self.log_gain[latents] = 0.0
+        self.bias[latents] = 0.0
 
     def forward(self, pre: Tensor, x: Tensor | None = None) -> Tensor:
         """See `Activation.forward`."""

@@ -1,5 +1,6 @@
 """Training: any stream of tokens in, a dictionary out; checkpoints that resume bit for bit."""
 
+from visae.train.callbacks import Callback
 from visae.train.config import TrainConfig, annealed_k, default_lr, schedule
 from visae.train.feed import Feed, LoaderEnded
 from visae.train.planted import Planted, PlantedConfig, recovery
@@ -10,7 +11,7 @@ from visae.train.trainer import Trainer, TrainResult
 from visae.train.validate import validate
 
 __all__ = [
-    "Feed", "LoaderEnded", "Member", "Planted", "PlantedConfig", "Recorder", "Suite", "SuiteResult", "TrainConfig",
-    "TrainResult", "Trainer", "annealed_k", "default_lr", "read_metrics", "recovery", "schedule", "split_columns",
-    "validate",
+    "Callback", "Feed", "LoaderEnded", "Member", "Planted", "PlantedConfig", "Recorder", "Suite", "SuiteResult",
+    "TrainConfig", "TrainResult", "Trainer", "annealed_k", "default_lr", "read_metrics", "recovery", "schedule",
+    "split_columns", "validate",
 ]  # fmt: skip

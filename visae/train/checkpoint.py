@@ -37,26 +37,44 @@ def listing(folder: Path) -> list[Path]:
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes a checkpoint, then drops all but the newest `keep`.
+    """Writes `step-N`, then drops all such checkpoints but the newest `keep`; other names stay.
 
     Raises:
         TypeError: if the notes (in practice: a loader's state) hold something JSON cannot.
     """
-    final = folder / f"step-{checkpoint.step:09d}"
-    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    final = write(folder, f"step-{checkpoint.step:09d}", checkpoint)
+    for old in listing(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def write(folder: Path, name: str, checkpoint: Checkpoint) -> Path:
+    """Writes a checkpoint under a name; whenever it is cut short, what lay there before is whole or replaced.
+
+    Raises:
+        TypeError: if the notes hold something JSON cannot.
+    """
+    final, temporary = folder / name, folder / f".{name}.{os.getpid()}.tmp"
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(".step-*.tmp"):
+    for stale in folder.glob(".*.tmp"):
         shutil.rmtree(stale)
     temporary.mkdir()
     save_file({name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}, temporary / STATE)
     notes = {"schema": SCHEMA, "step": checkpoint.step, "sha256": digest(temporary / STATE), **checkpoint.notes}
-    (temporary / NOTES).write_text(json.dumps(notes, indent=1), encoding="utf-8")
-    if final.exists():
+    text = json.dumps(notes, indent=1)
+    (temporary / NOTES).write_text(text, encoding="utf-8")
+    if final.exists():  # the same step, done again after an interruption
+        if _holds(final, text, notes["sha256"]):
+            shutil.rmtree(temporary)
+            return final
         shutil.rmtree(final)
     os.replace(temporary, final)
-    for old in listing(folder)[:-keep]:
-        shutil.rmtree(old)
     return final
+
+
+def _holds(path: Path, text: str, sha256: str) -> bool:
+    files = (path / NOTES).is_file() and (path / STATE).is_file()
+    return files and (path / NOTES).read_text(encoding="utf-8") == text and digest(path / STATE) == sha256
 
 
 def load(path: Path) -> Checkpoint:

@@ -40,6 +40,11 @@ class TrainConfig:
             leaves each kind its own. A full penalty at once kills latents.
         tilt: t of the tilted mean `(1/t) log mean exp(t l_n)` of the tokens' losses; 0 is the mean, above 0 the tokens
             explained worst count more. For fine-tuning on rare things (`visae specialise`); by itself it costs quality.
+        resample_every: steps between looks for dead latents, which are given new weights (see
+            `visae.train.resample`); for `relu_l1`, `gated`, `jumprelu` and the like. None never does.
+        ema: decay of a moving average of the weights, which is measured and exported in their place; None for none.
+        patience: validations without a lower FVU after which the run ends early; None never ends it.
+        best: end with the dictionary that had the lowest FVU at a validation; it is kept in `checkpoints/best-STEP`.
         precision: of the encoder's matrix product, the only large one: `bf16`, `fp32`, or `auto`, which takes what
             accelerate was launched with, else bf16 where the device multiplies it in hardware.
         ops: tier of kernels, see `visae.ops.make_ops`.
@@ -49,8 +54,9 @@ class TrainConfig:
         calibration_rows: held-out rows for thresholds, read at the end; no more than the run trained on.
         log_every: steps between lines of `metrics.jsonl`.
         checkpoint_every: steps between checkpoints; one more is written at the end.
-        keep: newest checkpoints kept.
-        validate_every: steps between passes over the validation batches; None: only at the end.
+        keep: newest checkpoints kept, beside the best.
+        validate_every: steps between passes over the validation batches; None: only at the end. `patience` and `best`
+            need it.
     """
 
     steps: int | None = None
@@ -68,6 +74,10 @@ class TrainConfig:
     anneal_shape: Literal["linear", "exponential"] = "linear"
     sparsity_warmup: float | None = None
     tilt: float = 0.0
+    resample_every: int | None = None
+    ema: float | None = None
+    patience: int | None = None
+    best: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     ops: str = "eager"
     device: str = "auto"
@@ -95,6 +105,8 @@ class TrainConfig:
             "checkpoint_every": 1,
             "keep": 1,
             "validate_every": 1,
+            "resample_every": 1,
+            "patience": 1,
         }
         for name, low in least.items():
             if (value := getattr(self, name)) is not None and value < low:

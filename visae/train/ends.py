@@ -24,6 +24,8 @@ def begin(trainer: "Trainer", feed: Batches) -> None:
     config = trainer.config
     initialise(trainer.sae, rows, moments, config.seed, start=config.start, centre=config.centre)
     agree(trainer)
+    for callback in trainer.callbacks:
+        callback.begin(trainer, rows)
 
 
 def _pool(trainer: "Trainer", moments: Moments) -> Moments:
@@ -47,6 +49,8 @@ def finish(
     trainer: "Trainer", feed: Batches, recorder: Recorder, validation: Iterable[Tensor] | None
 ) -> dict[str, Any]:
     """Calibrates thresholds and measures on validation batches; returns the last metrics."""
+    for callback in trainer.callbacks:
+        callback.finish(trainer)
     sae = trainer.sae
     if sae.activation.calibrates and (held_out := _held_out(trainer, feed) if validation is None else validation):
         sae.calibrate(held_out)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from visae.train import checkpoint
+from visae.train.callbacks import pack, unpack
 from visae.train.config import FREE
 from visae.train.feed import Batches
 from visae.train.record import METRICS
@@ -46,6 +47,7 @@ def identity(trainer: "Trainer") -> dict[str, Any]:
         "options": trainer.sae.options,
         "normaliser": trainer.sae.normaliser.name,
         "processes": trainer.accelerator.num_processes,
+        "callbacks": {callback.name: callback.settings() for callback in trainer.callbacks},
     }
 
 
@@ -56,11 +58,21 @@ def save(trainer: "Trainer", feed: Batches) -> None:
     feed.check()
     tensors = {f"sae.{name}": t for name, t in trainer.sae.state_dict().items()}
     tensors |= {f"adam.{name}": t for name, t in trainer.optimiser.state_dict().items()}
+    states, notes_of = pack(trainer.callbacks)
+    tensors |= {f"callback.{name}": t for name, t in states.items()}
     tensors["rng.cpu"] = torch.get_rng_state()
     if trainer.device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(trainer.device)
-    notes = {"samples": trainer.samples, "run": identity(trainer), "feed": feed.state()}
+    notes = {
+        "samples": trainer.samples,
+        "stopped": trainer.stopped,
+        "callbacks": notes_of,
+        "run": identity(trainer),
+        "feed": feed.state(),
+    }
     checkpoint.save(trainer.folder, checkpoint.Checkpoint(trainer.step, tensors, notes), trainer.config.keep)
+    for callback in trainer.callbacks:
+        callback.saved(trainer)
 
 
 def restore(trainer: "Trainer", saved: checkpoint.Checkpoint, feed: Batches) -> None:
@@ -77,10 +89,11 @@ def restore(trainer: "Trainer", saved: checkpoint.Checkpoint, feed: Batches) -> 
         )
     trainer.sae.load_state_dict(_part(saved, "sae."))
     trainer.optimiser.load_state_dict(_part(saved, "adam."))
+    unpack(trainer.callbacks, _part(saved, "callback."), saved.notes["callbacks"])
     torch.set_rng_state(saved.tensors["rng.cpu"])
     if trainer.device.type == "cuda":
         torch.cuda.set_rng_state(saved.tensors["rng.cuda"], trainer.device)
-    trainer.step, trainer.samples = saved.step, saved.notes["samples"]
+    trainer.step, trainer.samples, trainer.stopped = saved.step, saved.notes["samples"], saved.notes["stopped"]
     feed.restore(saved.notes["feed"])
 
 

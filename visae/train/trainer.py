@@ -1,6 +1,7 @@
 """`Trainer`: makes a dictionary from a stream of tokens."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ from visae.sae import Dictionary
 from visae.sae.dictionary import Losses
 from visae.sae.penalties import Penalty
 from visae.train import checkpoint, resuming
+from visae.train.callbacks import Callback, gather
 from visae.train.config import TrainConfig, annealed_k, default_lr, schedule
 from visae.train.ends import begin, finish
 from visae.train.feed import Batches, Feed, LoaderEnded
@@ -52,6 +54,13 @@ class Trainer:
         out: folder for `metrics.jsonl` and `checkpoints/`; None writes nothing.
         log_with: accelerate's trackers (`tensorboard`, `wandb`, ...), beside `metrics.jsonl`.
         progress: whether to show a bar.
+        callbacks: beside those that the settings ask for.
+
+    Attributes:
+        step: optimiser steps done.
+        samples: rows trained on, over all processes.
+        stopped: set it to end the run after the step at hand.
+        last: the batch trained on last.
     """
 
     def __init__(
@@ -62,6 +71,7 @@ class Trainer:
         *,
         log_with: str | list[str] | None = None,
         progress: bool = True,
+        callbacks: Iterable[Callback] = (),
     ):
         from accelerate import Accelerator
 
@@ -87,7 +97,9 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self._dead: Tensor | None = None
         self.last: Tensor | None = None
+        self.stopped = False
         self._log_with = log_with
+        self.callbacks = gather(self, callbacks)
 
     def _prepare_schedules(self) -> None:
         activation, start_k = self.sae.activation, self.config.start_k
@@ -162,6 +174,8 @@ class Trainer:
 
         The first `next` restores or begins, the last one finishes; every one belongs into `with trainer.randomness`.
         """
+        if validation is None and (self.config.best or self.config.patience is not None):
+            raise ValueError("best and patience look at held-out batches: give fit its validation batches")
         found = resuming.newest(self, resume)
         if found is not None:
             resuming.restore(self, checkpoint.load(found), feed)
@@ -173,7 +187,7 @@ class Trainer:
         with Recorder(self.out, self.step, self.steps, self.progress, self.accelerator) as recorder:
             self.history = recorder.history
             yield
-            while self.step < self.steps:
+            while self.step < self.steps and not self.stopped:
                 x = self._take(feed)
                 losses = self.grade(x)
                 lr = self.update()
@@ -246,14 +260,38 @@ class Trainer:
         self.step += 1
         self.samples += rows
         recorder.tick(rows)
+        for callback in self.callbacks:
+            callback.after_step(self, losses)
         if self.step % self.config.log_every == 0 or self.step == self.steps:
             feed.check()
             self._check_loss(losses)
-            recorder.log(self.step, self._metrics(losses, x, lr))
+            metrics = self._metrics(losses, x, lr)
+            for callback in self.callbacks:
+                callback.logged(self, losses, metrics)
+            recorder.log(self.step, metrics)
         if validation is not None and self.config.validate_every and self.step % self.config.validate_every == 0:
-            recorder.log(self.step, validate(self.sae, validation))
-        if self.step % self.config.checkpoint_every == 0 or self.step == self.steps:
+            self._validate(recorder, validation)
+        if self.step % self.config.checkpoint_every == 0 or self.step == self.steps or self.stopped:
             resuming.save(self, feed)
+
+    def _validate(self, recorder: Recorder, validation: Iterable[Tensor]) -> None:
+        with self.evaluating():
+            metrics: dict[str, Any] = {**validate(self.sae, validation)}
+            for callback in self.callbacks:
+                callback.validated(self, metrics)
+        recorder.log(self.step, metrics)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Context in which the dictionary is as it would be exported now (e.g. with averaged weights)."""
+        with ExitStack() as stack:
+            for callback in self.callbacks:
+                stack.enter_context(callback.evaluating(self))
+            yield
+
+    def look_for_dead(self) -> None:
+        """Makes the next step look anew at which latents are dead."""
+        self._dead = None
 
     # -- numbers
 
