@@ -15,6 +15,7 @@ from visae.store.loader import Loader
 from visae.store.meta import StoreMeta
 from visae.store.store import Chunk, Store, open_store
 from visae.store.stream import Stream
+from visae.store.wide import WideStream
 
 
 class ActivationSource(Protocol):
@@ -99,6 +100,7 @@ __all__ = [
     "StoreError",
     "StoreMeta",
     "Stream",
+    "WideStream",
     "estimate",
     "extract",
     "open_store",

@@ -1,6 +1,6 @@
 """The forward pass that fills a store or a stream: tap, pick, cast, check, copy; nothing in it waits for the device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -81,22 +81,23 @@ class Forward:
 
     Args:
         model: the model.
-        site: where to read.
+        sites: where to read; of several, which have the same tokens, the rows come side by side.
         dtype: storage dtype.
     """
 
-    def __init__(self, model: AdaptedModel, site: Site, dtype: str):
-        self._model, self._site, self._dtype = model, site, DTYPES[dtype]
+    def __init__(self, model: AdaptedModel, sites: Sequence[Site], dtype: str):
+        self._model, self._sites, self._dtype = model, sites, DTYPES[dtype]
         self._tap = ExitStack()
         self._latest: dict[str, Tensor] | None = None
 
     def __call__(self, batch: Batch) -> Pending:
         """Sends a batch through the model and its rows on their way to the CPU."""
         if self._latest is None:
-            self._latest = self._tap.enter_context(tap(self._model, self._site))
+            self._latest = self._tap.enter_context(tap(self._model, *self._sites))
         with torch.no_grad():
             self._model.forward(batch.pixels)
-            picked = pick(self._latest[self._site.name], batch.places)
+            parts = [pick(self._latest[site.name], batch.places) for site in self._sites]
+            picked = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
             extremes = torch.stack(torch.aminmax(picked)).float()
             rows = picked.to(self._dtype)
         keys = batch.notes[0].key, batch.notes[-1].key
@@ -116,9 +117,9 @@ class Forward:
 
 
 @contextmanager
-def forward_pass(model: AdaptedModel, site: Site, dtype: str) -> Iterator[Forward]:
+def forward_pass(model: AdaptedModel, site: Site | Sequence[Site], dtype: str) -> Iterator[Forward]:
     """A `Forward` whose tap is removed on exit."""
-    forward = Forward(model, site, dtype)
+    forward = Forward(model, [site] if isinstance(site, Site) else site, dtype)
     try:
         yield forward
     finally:

@@ -35,6 +35,7 @@ class Stream:
 
     Attributes:
         meta: what makes the rows.
+        sites: where they are read.
         n_rows: rows of one pass if every image can be read.
         d: length of a row.
         n_items: samples.
@@ -53,6 +54,7 @@ class Stream:
     ):
         self.model, self.data = model, data
         self.site = model.site(site)
+        self.sites = [self.site]
         self.meta = StoreMeta.describe(model, self.site, data, policy or TokenPolicy(), dtype)
         self.batch, self.workers = batch, workers
         self.reader = Reader(model, self.site, data, self.meta.policy)
@@ -105,7 +107,7 @@ class Stream:
             rows = np.empty((0, self.meta.tokens_per_item, self.d), np.float32)
             if batch.notes:
                 with forward_pass(
-                    self.model, self.site, self.meta.dtype
+                    self.model, self.sites, self.meta.dtype
                 ) as forward:  # no hook stays while others train
                     rows = forward(batch).wait()
             yield batch, rows
@@ -262,7 +264,7 @@ class StreamLoader:
 
     def __next__(self) -> Tensor:
         meta = self._stream.meta
-        out = torch.empty((self._batch, meta.d), dtype=meta.torch_dtype, pin_memory=self._pin)
+        out = torch.empty((self._batch, self._stream.d), dtype=meta.torch_dtype, pin_memory=self._pin)
         view, items, filled, idle = as_numpy(out), [], 0, 0
         while filled < self._batch and (self._passes is None or self._epoch < self._passes):
             if self._at == self._stop and not self._refill():
@@ -290,7 +292,7 @@ class StreamLoader:
         self._next, self._refills, self._position = 0, 0, 0
         self._at, self._stop = 0, 0
         meta = self._stream.meta
-        self._rows = np.empty((0, meta.d), as_numpy(torch.empty(0, dtype=meta.torch_dtype)).dtype)
+        self._rows = np.empty((0, self._stream.d), as_numpy(torch.empty(0, dtype=meta.torch_dtype)).dtype)
         self._origin = np.empty((0, 3), np.int64)
 
     def _refill(self) -> bool:
