@@ -1,5 +1,6 @@
 """Activation parts: from pre-activations to codes."""
 
+import copy
 from collections.abc import Iterable
 
 import torch
@@ -20,6 +21,7 @@ class Activation(nn.Module):
         k: codes per token the part aims at; None where it has no such number.
         train_k: the same while training, where it differs; `now` is where annealing stands on the way to it.
         capacity: most codes a token can have at inference; None where it is not fixed.
+        looks: whether `forward` reads the centred inputs beside the pre-activations.
     """
 
     signed: bool = False
@@ -27,6 +29,7 @@ class Activation(nn.Module):
     train_k: float = 1.0
     now: float = 1.0
     capacity: int | None = None
+    looks: bool = False
 
     def rule(self) -> Rule | None:
         """The rule now: parts may differ between training and inference (`self.training`)."""
@@ -37,7 +40,7 @@ class Activation(nn.Module):
 
         Args:
             pre: `[n, F]` pre-activations.
-            x: `[n, d]` centred inputs, for parts that look at their length.
+            x: `[n, d]` centred inputs, for parts with `looks`; None for others.
         """
         return pre
 
@@ -63,6 +66,14 @@ class Activation(nn.Module):
 
     def anneal(self, k: float) -> None:
         """Keeps k codes per token in the coming training steps, for parts that aim at a number; inference stays."""
+
+    def scaled(self, gain: Tensor) -> "Activation | None":
+        """The part `p` of inference with `p(gain a) = gain self(a)`, for `gain` `[F]` above 0.
+
+        None, as here, where there is no such part, because codes of different latents compete.
+        """
+        del gain
+        return None
 
     @property
     def anneals(self) -> bool:
@@ -197,6 +208,15 @@ class BatchTopK(Activation):
         """
         self.threshold.copy_(cut(batches, float(self.k or 1)))
 
+    @torch.no_grad()
+    def scaled(self, gain: Tensor) -> Activation:
+        """See `Activation.scaled`: one threshold per latent, which is a JumpReLU."""
+        from visae.sae.thresholds import JumpReLU  # built on this module
+
+        made = JumpReLU(len(gain), float(self.k or 1), eps=0.5).to(gain)
+        made.threshold.copy_(self.threshold * gain)
+        return made
+
 
 class ReLU(Activation):
     """`z = max(0, a)`; sparse only through a penalty."""
@@ -205,12 +225,19 @@ class ReLU(Activation):
         """See `Activation.forward`."""
         return pre.relu()
 
+    def scaled(self, gain: Tensor) -> "ReLU":
+        """See `Activation.scaled`."""
+        del gain
+        return copy.deepcopy(self)
+
 
 class TopAFA(Activation):
     """As many of the largest `ReLU(a)` as bring the length of the codes nearest to that of the input (top-AFA, 2025).
 
     With nearly orthogonal atoms `|x| = |z|`, so no k has to be chosen. `k_n = argmin_k | |z_1..k| - |x_n| |`.
     """
+
+    looks = True
 
     def forward(self, pre: Tensor, x: Tensor | None = None) -> Tensor:
         """See `Activation.forward`."""

@@ -23,7 +23,8 @@ class Card:
         d: length of a token.
         n_latents: width F.
         options: of the kind (k, coefficients, ...).
-        normaliser: of the inputs, a name of `visae.sae.normalisers`.
+        normaliser: of the inputs, a name of `visae.sae.normalisers`; what is left of it where it is folded.
+        folded: what `Dictionary.fold` has moved into the weights: `normaliser`, `norms`.
         threshold: of inference, where the kind has one scalar threshold.
         model: `{"id": ..., "revision": ...}` of the model it was trained on.
         site: `Site.to_dict()`.
@@ -44,6 +45,7 @@ class Card:
     n_latents: int
     options: dict[str, Any] = field(default_factory=dict)
     normaliser: str = "scale"
+    folded: list[str] = field(default_factory=list)
     threshold: float | None = None
     model: dict[str, Any] = field(default_factory=dict)
     site: dict[str, Any] = field(default_factory=dict)

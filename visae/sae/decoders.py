@@ -56,6 +56,15 @@ class Free(Decoder):
         else:
             self.register_buffer("bias", torch.zeros(d))
 
+    @classmethod
+    @torch.no_grad()
+    def of(cls, atoms: Tensor, bias: Tensor) -> "Free":
+        """A part with copies of atoms `[F, d]` and a bias `[d]`."""
+        made = cls(atoms.shape[1], atoms.shape[0]).to(atoms)
+        made.weight.copy_(atoms)
+        made.bias.copy_(bias)
+        return made
+
     def atoms(self) -> Tensor:
         """See `Decoder.atoms`."""
         return self.weight

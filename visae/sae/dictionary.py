@@ -64,6 +64,8 @@ class Dictionary(nn.Module):
     """
 
     samples_since_fired: Tensor
+    gain: Tensor | None
+    turn: Tensor | None
 
     def __init__(
         self,
@@ -87,6 +89,9 @@ class Dictionary(nn.Module):
         self.penalties = nn.ModuleList(penalties)
         self.normaliser = normaliser or Scale(d)
         self.card: Card | None = None
+        self.folded: tuple[str, ...] = ()
+        self.register_buffer("gain", None)  # these two only after folding, see visae.sae.folding
+        self.register_buffer("turn", None)
         self.register_buffer("samples_since_fired", torch.zeros(n_latents, dtype=torch.int64))
 
     @property
@@ -162,9 +167,21 @@ class Dictionary(nn.Module):
         """Codes of normalised inputs, and the pre-activations where they exist as a tensor of the graph."""
         rule = self.activation.rule()
         if rule is not None and self.encoder.linear:
-            return self.select(u, rule, ops), None
+            return self._weighted(self.select(u, rule, ops)), None
         pre = self.encoder.pre(u, self.decoder.bias)
-        return (Dense(self.activation(pre, u - self.decoder.bias)) if rule is None else ops.select(pre, rule)), pre
+        codes = Dense(self.activation(pre, self._seen(u))) if rule is None else ops.select(pre, rule)
+        return self._weighted(codes), pre
+
+    def _weighted(self, codes: Coded) -> Coded:
+        """Codes times the gains that folding left."""
+        return codes if self.gain is None else codes.map(lambda values: values, self.gain)
+
+    def _seen(self, u: Tensor) -> Tensor | None:
+        """Centred inputs for an activation that looks at them, as they were before folding."""
+        if not self.activation.looks:
+            return None
+        centred = u - self.decoder.bias
+        return centred if self.turn is None else centred @ self.turn.T
 
     def losses(
         self, x: Tensor, ops: Ops, *, dead: Tensor | None = None, progress: float = 1.0, tilt: float = 0.0
@@ -236,6 +253,17 @@ class Dictionary(nn.Module):
         """
         return self.normaliser.back(self.decoder.atoms())
 
+    def fold(self, normaliser: bool = True, norms: bool = True) -> "Dictionary":
+        """The same dictionary for inference, with plainer weights; see `visae.sae.folding`.
+
+        Args:
+            normaliser: let encoder and decoder take over what the normaliser does, so that weights work on raw inputs.
+            norms: bring `directions()` to length 1; codes are multiplied by the lengths they had.
+        """
+        from visae.sae.folding import fold  # it makes dictionaries
+
+        return fold(self, normaliser, norms)
+
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Sets what inference needs (thresholds) from raw held-out batches `[n, d]`."""
@@ -243,4 +271,6 @@ class Dictionary(nn.Module):
 
     def extra_repr(self) -> str:
         """One line for `print`."""
-        return f"kind={self.kind!r}, d={self.d}, n_latents={self.n_latents}, normaliser={self.normaliser.name!r}"
+        return f"kind={self.kind!r}, d={self.d}, n_latents={self.n_latents}, normaliser={self.normaliser.name!r}" + (
+            f", folded={list(self.folded)}" if self.folded else ""
+        )

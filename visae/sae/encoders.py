@@ -1,5 +1,6 @@
 """Encoder parts: from centred inputs to pre-activations. A new one defines `pre`; nothing else is asked of it."""
 
+import copy
 from abc import ABC, abstractmethod
 from typing import cast
 
@@ -30,6 +31,30 @@ class Encoder(nn.Module, ABC):
     def rescale(self, factor: Tensor) -> None:
         """Multiplies the pre-activations by a positive scalar, exactly (the first step's least-squares scale)."""
 
+    def alone(self) -> "Encoder":
+        """A copy that shares no parameter with the rest of the dictionary."""
+        return copy.deepcopy(self)
+
+    def fold(self, matrix: Tensor, point: Tensor, shift: Tensor, new_shift: Tensor) -> "Encoder":
+        """An encoder of v, where this one reads `u = matrix (v - point)`: `new.pre(v, new_shift) = pre(u, shift)`.
+
+        Args:
+            matrix: `[d, d]`.
+            point: `[d]`.
+            shift: `[d]` decoder's bias in the space of u.
+            new_shift: `[d]` the same in the space of v.
+
+        Returns:
+            Here this encoder behind the matrix; parts that can, take it into their weights.
+        """
+        del new_shift
+        return Turned(self, matrix, point, shift)
+
+    def scaled(self, gain: Tensor) -> "Encoder | None":
+        """An encoder whose pre-activations are `gain` `[F]` times as large; None where there is none of this form."""
+        del gain
+        return None
+
 
 class Linear(Encoder):
     """`a = (u - b_dec) W_enc^T + b_enc`, with `W_enc` `[F, d]`."""
@@ -48,6 +73,15 @@ class Linear(Encoder):
         """See `Encoder.pre`."""
         return nn.functional.linear(u - shift, self.weight, self.bias)
 
+    @classmethod
+    @torch.no_grad()
+    def of(cls, weight: Tensor, bias: Tensor) -> "Linear":
+        """An encoder with copies of a weight `[F, d]` and a bias `[F]`."""
+        made = cls(weight.shape[1], weight.shape[0]).to(weight)
+        made.weight.copy_(weight)
+        made.bias.copy_(bias)
+        return made
+
     @torch.no_grad()
     def initialise(self, atoms: Tensor) -> None:
         """See `Encoder.initialise`."""
@@ -59,6 +93,14 @@ class Linear(Encoder):
         """See `Encoder.rescale`."""
         self.weight.mul_(factor)
         self.bias.mul_(factor)
+
+    def fold(self, matrix: Tensor, point: Tensor, shift: Tensor, new_shift: Tensor) -> "Linear":
+        """See `Encoder.fold`; the bias takes up what rounding left between the two shifts."""
+        return Linear.of(self.weight @ matrix, self.bias + self.weight @ (matrix @ (new_shift - point) - shift))
+
+    def scaled(self, gain: Tensor) -> "Linear":
+        """See `Encoder.scaled`."""
+        return Linear.of(self.weight * gain[:, None], self.bias * gain)
 
 
 class Tied(Encoder):
@@ -106,6 +148,10 @@ class Tied(Encoder):
         cast(nn.Parameter, self.weight).mul_(factor.sqrt())
         self.bias.mul_(factor.sqrt())
 
+    def alone(self) -> Linear:
+        """See `Encoder.alone`: rows of its own."""
+        return Linear.of(self.weight, self.bias)
+
 
 class Kron(Encoder):
     """Pre-activations are pairs, `a = mAND(p, q)` of two short lists per head (KronSAE, 2025).
@@ -151,3 +197,44 @@ class Kron(Encoder):
         """See `Encoder.rescale`; exact but for the 1e-5."""
         self.first.rescale(factor)
         self.second.rescale(factor)
+
+    def fold(self, matrix: Tensor, point: Tensor, shift: Tensor, new_shift: Tensor) -> "Kron":
+        """See `Encoder.fold`; pairs multiply, so `scaled` has no such form."""
+        made = copy.deepcopy(self)
+        made.first = self.first.fold(matrix, point, shift, new_shift)
+        made.second = self.second.fold(matrix, point, shift, new_shift)
+        return made
+
+
+class Turned(Encoder):
+    """Another encoder behind a matrix: what is left of folding where weights cannot take it.
+
+    Args:
+        inner: the encoder, of u.
+        matrix: `[d, d]`, with `u = matrix (v - point)`.
+        point: `[d]`.
+        shift: `[d]` decoder's bias in the space of u.
+    """
+
+    matrix: Tensor
+    point: Tensor
+    shift: Tensor
+
+    def __init__(self, inner: Encoder, matrix: Tensor, point: Tensor, shift: Tensor):
+        super().__init__()
+        self.inner = inner
+        for name, value in (("matrix", matrix), ("point", point), ("shift", shift)):
+            self.register_buffer(name, value.detach().clone())
+
+    def pre(self, u: Tensor, shift: Tensor) -> Tensor:
+        """See `Encoder.pre`."""
+        del shift
+        return self.inner.pre((u - self.point) @ self.matrix.T, self.shift)
+
+    def initialise(self, atoms: Tensor) -> None:
+        """See `Encoder.initialise`."""
+        self.inner.initialise(atoms @ self.matrix.T)
+
+    def rescale(self, factor: Tensor) -> None:
+        """See `Encoder.rescale`."""
+        self.inner.rescale(factor)

@@ -33,6 +33,7 @@ def describe(sae: Dictionary, card: Card | None = None) -> Card:
         n_latents=sae.n_latents,
         options=sae.options,
         normaliser=sae.normaliser.name,
+        folded=list(sae.folded),
         threshold=scalar,
         dtype=str(sae.mean.dtype).removeprefix("torch."),
     )
@@ -149,6 +150,8 @@ def load_sae(
     if not force:
         card.check(model, site)
     sae = make_sae(card.kind, card.d, card.n_latents, normaliser=card.normaliser, **card.options)
+    if card.folded:
+        sae = sae.fold("normaliser" in card.folded, "norms" in card.folded)
     sae.load_state_dict(_weights(folder / WEIGHTS, card, sae.state_dict()))
     sae.card = card
     return sae.to(device).eval().requires_grad_(False)

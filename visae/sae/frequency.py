@@ -1,5 +1,7 @@
 """Activation part that is steered by how often latents fire, not by a penalty."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -74,6 +76,13 @@ class GroupBias(Activation):
     def rescale(self, factor: Tensor) -> None:
         """See `Activation.rescale`: the tied encoder keeps its length, the gains take the scale."""
         self.gain.mul_(factor)
+
+    @torch.no_grad()
+    def scaled(self, gain: Tensor) -> "GroupBias":
+        """See `Activation.scaled`."""
+        made = copy.deepcopy(self)
+        made.bias.mul_(gain)
+        return made
 
     @torch.no_grad()
     def observe(self, codes: Coded) -> None:

@@ -70,8 +70,10 @@ def initialise(
             at their geometric median (see `geometric_median`), where tokens with huge norms move the mean.
 
     Raises:
-        ValueError: see `check_moments` and `Normaliser.fit`, or for another start or centre.
+        ValueError: see `check_moments` and `Normaliser.fit`, for another start or centre, or if it is folded.
     """
+    if sae.folded:
+        raise ValueError(f"this dictionary is folded ({', '.join(sae.folded)}) and for inference only: train another")
     for name, value, known in (("start", start, ("data", "random")), ("centre", centre, ("mean", "median"))):
         if value not in known:
             raise ValueError(f"{name} is {' or '.join(known)}, got {value!r}")

@@ -5,6 +5,8 @@ All have the form `u = T (x - centre - shift) / scale`: T and centre are fixed b
 belongs to a token travels with its `Codes`.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -69,6 +71,17 @@ class Normaliser(nn.Module):
     def centre(self) -> Tensor:
         """`[d]` raw row that becomes 0."""
         return torch.zeros_like(self.mean)
+
+    def folded(self) -> tuple["Normaliser", Tensor, Tensor]:
+        """What stays when weights take over what they can.
+
+        Returns:
+            The normaliser that stays, with outputs v, and the matrix `[d, d]` and point `[d]` with
+            `u = matrix (v - point)`; `back` is the matrix's inverse.
+        """
+        left = Raw(len(self.mean)).to(self.mean)
+        left.mean.copy_(self.mean)
+        return left, self.turn(torch.eye(len(self.mean)).to(self.mean) + self.centre).T, self.centre.clone()
 
 
 NORMALISERS: Registry[type[Normaliser]] = Registry("normaliser")
@@ -179,15 +192,18 @@ class PerToken(Normaliser):
 
     `typical` is the root mean square of the tokens' scales over the first rows. `Codes.scale` is in units of it, so
     that `directions()` tells what a code adds to a typical token, and `Codes.scale` times that what it adds to this
-    one. The loss weights all tokens alike, whatever their length.
+    one. The loss weights all tokens alike, whatever their length. Weights cannot take over a token's own scale: folded,
+    the normaliser stays, and only the typical scale moves into the weights, so that atoms are directions.
     """
 
     per_token = True
     typical: Tensor
+    length: Tensor
 
     def __init__(self, d: int):
         super().__init__(d)
         self.register_buffer("typical", torch.tensor(1.0))
+        self.register_buffer("length", torch.tensor(1.0))  # of u, in units of sqrt(d); `typical` once it is folded
 
     def own(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows less what is taken off them, and the shift `[n]` among it that is the token's own."""
@@ -205,7 +221,7 @@ class PerToken(Normaliser):
         offset, shift = self.own(x)
         size = torch.linalg.vector_norm(offset, dim=1, keepdim=True) / x.shape[1] ** 0.5
         size = size.clamp_min(torch.finfo(x.dtype).tiny)
-        return offset / size, size[:, 0] / self.typical, shift
+        return offset * (self.length / size), size[:, 0] / self.typical, shift
 
     def restore(self, u: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """See `Normaliser.restore`.
@@ -223,7 +239,13 @@ class PerToken(Normaliser):
 
     def back(self, rows: Tensor) -> Tensor:
         """See `Normaliser.back`."""
-        return rows * self.typical
+        return rows * (self.typical / self.length)
+
+    def folded(self) -> tuple[Normaliser, Tensor, Tensor]:
+        """See `Normaliser.folded`."""
+        left = copy.deepcopy(self)
+        left.length.copy_(self.typical)
+        return left, torch.eye(len(self.mean)).to(self.mean) * (self.length / self.typical), torch.zeros_like(self.mean)
 
 
 @NORMALISERS.register("unit")

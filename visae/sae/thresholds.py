@@ -1,5 +1,6 @@
 """Activation parts with a threshold per latent: JumpReLU, the gate, feature choice."""
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -115,6 +116,14 @@ class JumpReLU(Activation):
         """See the class."""
         self.unit.mul_(cut((pre / self.theta for pre in batches), float(self.k or 1)))
 
+    @torch.no_grad()
+    def scaled(self, gain: Tensor) -> "JumpReLU":
+        """See `Activation.scaled`."""
+        made = copy.deepcopy(self)
+        made.threshold.copy_(self.theta * gain)
+        made.unit.fill_(1.0)
+        return made
+
 
 class Gate(Activation):
     """`z = 1[a > 0] ReLU(exp(r) a + b)`: whether a latent fires and how much are learnt apart (gated SAEs, 2024).
@@ -136,6 +145,13 @@ class Gate(Activation):
     def forward(self, pre: Tensor, x: Tensor | None = None) -> Tensor:
         """See `Activation.forward`."""
         return (pre > 0) * (self.log_gain.exp() * pre + self.bias).relu()
+
+    @torch.no_grad()
+    def scaled(self, gain: Tensor) -> "Gate":
+        """See `Activation.scaled`."""
+        made = copy.deepcopy(self)
+        made.bias.mul_(gain)
+        return made
 
 
 class FeatureChoice(Activation):
@@ -185,3 +201,10 @@ class FeatureChoice(Activation):
         wanted = min(max(1, round(self.share * rows)), values.shape[0] - 1)
         ordered = values.topk(wanted + 1, dim=0).values
         self.threshold.copy_(((ordered[wanted - 1] + ordered[wanted]) / 2).relu())
+
+    @torch.no_grad()
+    def scaled(self, gain: Tensor) -> "FeatureChoice":
+        """See `Activation.scaled`."""
+        made = copy.deepcopy(self)
+        made.threshold.mul_(gain)
+        return made
