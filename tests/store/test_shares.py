@@ -1,4 +1,4 @@
-"""Several processes read one store: the rows of one process, each row by one of them; and they may become more or fewer."""
+"""Several processes read one store: the rows of one process, each row by one of them; their number may change."""
 
 import numpy as np
 import pytest

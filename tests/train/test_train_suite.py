@@ -1,11 +1,13 @@
 """Many dictionaries from one stream are what each would be alone, bit for bit."""
 
 import shutil
+from dataclasses import replace
 from itertools import islice
 
 import pytest
 import torch
 
+from visae.ops import make_ops
 from visae.sae import kind_options, kinds, make_sae
 from visae.train import (
     LoaderEnded,
@@ -232,19 +234,21 @@ def test_a_reader_that_others_have_overtaken_still_sees_its_own_state_and_batche
     assert loader.drawn == 3
 
 
-def test_equal_shapes_are_multiplied_in_one_product_over_one_matrix(monkeypatch):
-    members = mixed("fp32")
-    seen, original = [], torch.baddbmm
+@pytest.mark.parametrize("tier", ["auto", "eager"])
+def test_equal_shapes_are_multiplied_in_one_product_over_one_matrix(tier, monkeypatch):
+    members = [replace(member, config=replace(member.config, ops=tier)) for member in mixed("fp32")]
+    seen, name = [], "baddbmm" if make_ops(tier).product_has_bias else "bmm"
+    original = getattr(torch, name)
 
-    def spy(offsets, x, weights, out):
-        seen.append((out.shape, {m.name for m in members if shares(m.sae.encoder, weights)}))
-        return original(offsets, x, weights, out=out)
+    def spy(*given, out):
+        seen.append((out.shape, {m.name for m in members if shares(m.sae.encoder, given[-1])}))
+        return original(*given, out=out)
 
     def shares(encoder, weights):
         weight = getattr(encoder, "weight", None)
         return weight is not None and weight.untyped_storage().data_ptr() == weights.untyped_storage().data_ptr()
 
-    monkeypatch.setattr(torch, "baddbmm", spy)
+    monkeypatch.setattr(torch, name, spy)
     Suite(members, progress=False).fit(Planted(WORLD, 64))
     assert len(seen) == 2 * 20
     assert seen[0] == (torch.Size([6, 64, 64]), {"a", "b", "k5", "multi", "drawn", "white"})

@@ -96,19 +96,20 @@ class BatchTopK:
     k: float
     signed: bool = False
 
-    def _count(self, pre: Tensor) -> int:
+    def count(self, pre: Tensor) -> int:
+        """Entries kept of pre-activations `[n, F]`."""
         return min(max(1, int(self.k * pre.shape[0])), pre.numel())
 
     def mask(self, pre: Tensor) -> Tensor:
         """See `Rule`."""
         key = (pre.abs() if self.signed else pre).reshape(-1)
-        chosen = key.topk(self._count(pre)).indices
+        chosen = key.topk(self.count(pre)).indices
         return torch.zeros_like(key, dtype=torch.bool).index_fill_(0, chosen, True).view(pre.shape)
 
     def pick(self, pre: Tensor) -> Pattern:
         """See `Rule`."""
         key = (pre.abs() if self.signed else pre).reshape(-1)
-        return Pattern.of_places(largest(key, self._count(pre)), *pre.shape)
+        return Pattern.of_places(largest(key, self.count(pre)), *pre.shape)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 class Pattern:
@@ -16,18 +17,20 @@ class Pattern:
         columns: `[m]` int64 latent of each entry.
         offsets: `[n + 1]` int64; the entries of row r are `offsets[r]:offsets[r + 1]`.
         n_latents: width F of the codes.
+        per_row: entries of every row, where all have as many; None where they differ.
     """
 
-    def __init__(self, columns: Tensor, offsets: Tensor, n_latents: int):
+    def __init__(self, columns: Tensor, offsets: Tensor, n_latents: int, per_row: int | None = None):
         self.columns = columns
         self.offsets = offsets
         self.n_latents = n_latents
+        self.per_row = per_row
 
     @classmethod
     def rectangular(cls, indices: Tensor, n_latents: int) -> "Pattern":
         """Pattern of `[n, k]` latents, k in every row."""
         n, k = indices.shape
-        return cls(indices.reshape(-1), torch.arange(0, n * k + 1, k, device=indices.device), n_latents)
+        return cls(indices.reshape(-1), torch.arange(0, n * k + 1, k, device=indices.device), n_latents, k)
 
     @classmethod
     def of_places(cls, flat: Tensor, n_rows: int, n_latents: int) -> "Pattern":
@@ -55,6 +58,14 @@ class Pattern:
         counts = self.offsets[1:] - self.offsets[:-1]
         every = torch.arange(self.n_rows, device=self.columns.device)
         return torch.repeat_interleave(every, counts, output_size=self.columns.shape[0])
+
+    def sorted(self, keys: Tensor) -> Tensor:
+        """`[m]` int64 order of the entries, row after row and by rising key `[m]` within a row; stable."""
+        if self.per_row:
+            order = keys.view(-1, self.per_row).argsort(dim=1, stable=True)
+            return (order + self.offsets[:-1, None]).view(-1)
+        order = torch.argsort(keys, stable=True)
+        return order[torch.argsort(self.rows[order], stable=True)]
 
     @cached_property
     def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,9 +132,8 @@ class Ragged:
     @cached_property
     def ranks(self) -> Tensor:
         """`[m]` int64 rank of each entry in its row by falling absolute value; ties in the order of entries."""
-        rows, order = self.pattern.rows, torch.argsort(self.values.detach().abs(), descending=True, stable=True)
-        order = order[torch.argsort(rows[order], stable=True)]
-        place = torch.arange(rows.shape[0], device=rows.device) - self.pattern.offsets[:-1][rows]
+        order = self.pattern.sorted(-self.values.detach().abs())
+        place = torch.arange(order.shape[0], device=order.device) - self.pattern.offsets[:-1][self.pattern.rows]
         return torch.empty_like(order).index_put((order,), place)
 
     def _keep(self, keep: Tensor) -> "Ragged":
@@ -183,3 +193,10 @@ class Dense:
 
 
 Coded = Ragged | Dense
+
+
+def gather_sum(table: Tensor, index: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """`out[r] = sum of weights[e] * table[index[e]]` over the entries e of `offsets[r]:offsets[r + 1]`."""
+    return functional.embedding_bag(
+        index, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
+    )

@@ -37,7 +37,7 @@ class Stack:
             which: m of the S dictionaries, by number, rising.
             inputs: their batches `[n, d]`, each less its dictionary's bias.
             biases: their encoder biases `[F]`.
-            ops: their kernels, all of one precision.
+            ops: their kernels, all of one tier and precision.
         """
         dtype, width = ops[0].product_dtype(inputs[0].dtype), self.weights.shape[1]
         shape = (len(which), inputs[0].shape[0], width)
@@ -47,8 +47,11 @@ class Stack:
             room = self._rooms[dtype] = torch.empty(size, dtype=dtype, device=self.weights.device)
         out = room[:size].view(shape)
         weights = self.weights if len(which) == len(self.weights) else self.weights[list(which)]
-        x, offsets = torch.stack([x.to(dtype) for x in inputs]), torch.stack(list(biases)).to(dtype)[:, None]
-        torch.baddbmm(offsets, x, weights.to(dtype).transpose(1, 2), out=out)
+        x, rows = torch.stack([x.to(dtype) for x in inputs]), weights.to(dtype).transpose(1, 2)
+        if ops[0].product_has_bias:
+            torch.baddbmm(torch.stack(list(biases)).to(dtype)[:, None], x, rows, out=out)
+        else:
+            torch.bmm(x, rows, out=out)
         for own, pre in zip(ops, out, strict=True):
             own.ready = Ready(pre)
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from visae.ops.fused import Fused
+
 
 def project_rows(grad: Tensor, rows: Tensor) -> None:
     """Takes from each gradient row `[F, d]` its part along the unit row, in place.
@@ -30,6 +32,8 @@ class Adam:
         eps: added to the root of the second moment. Losses here are ratios, so gradients are about d times smaller
             than those of a summed squared error and the usual 1e-8 would matter.
         fused: torch's fused kernel; False spells the formulas out (the oracle).
+        ops: kernels that update `[F, d]` parameters row by row, from sparse gradients; they are adopted. None updates
+            all parameters from their `grad`.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class Adam:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-10,
         fused: bool = True,
+        ops: Fused | None = None,
     ):
         self.parameters = {name: p for name, p in parameters.items() if p.requires_grad}
         self.unit = frozenset(unit) & self.parameters.keys()
@@ -46,9 +51,14 @@ class Adam:
         self.first = {name: torch.zeros_like(p, memory_format=torch.contiguous_format) for name, p in self.items()}
         self.second = {name: torch.zeros_like(m) for name, m in self.first.items()}
         self.count = 0
+        self.ops = ops
+        self.rows = [name for name, p in self.items() if ops is not None and p.ndim == 2 and p.is_contiguous()]
+        if ops is not None:
+            ops.adopt(self.parameters[name] for name in self.rows)
         self._fused: torch.optim.Adam | None = None
         if fused:
-            self._fused = torch.optim.Adam(self.parameters.values(), betas=betas, eps=eps, fused=True)
+            rest = [p for name, p in self.items() if name not in self.rows]
+            self._fused = torch.optim.Adam(rest, betas=betas, eps=eps, fused=True) if rest else None
             self._share_state()
 
     def items(self) -> Iterable[tuple[str, nn.Parameter]]:
@@ -58,23 +68,39 @@ class Adam:
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """One update from the gradients, which are dropped afterwards."""
-        for name in self.unit:
+        whole = self.unit.difference(self.rows)
+        for name in whole:
             if (grad := self.parameters[name].grad) is not None:
                 project_rows(grad, self.parameters[name])
         self.count += 1
+        self._by_row(lr)
         if self._fused is None:
             self._plain(lr)
         else:
             self._fused.param_groups[0]["lr"] = lr
             self._fused.step()
-        for name in self.unit:
+        for name in whole:
             unit_rows(self.parameters[name])
         for parameter in self.parameters.values():
             parameter.grad = None
 
+    def _by_row(self, lr: float) -> None:
+        for name in self.rows:
+            assert self.ops is not None
+            p = self.parameters[name]
+            self.ops.kernels.update(
+                p, self.first[name], self.second[name], self.ops.take(p),
+                None if p.grad is None else p.grad.contiguous(), self.ops.half_of(p), name in self.unit,
+                lr, self.betas, self.eps, self.count,
+            )  # fmt: skip
+        if self.ops is not None:
+            self.ops.reclaim()
+
     def _plain(self, lr: float) -> None:
         low, high = self.betas
         for name, p in self.items():
+            if name in self.rows:
+                continue
             grad = torch.zeros_like(p) if p.grad is None else p.grad
             self.first[name].mul_(low).add_(grad, alpha=1 - low)
             self.second[name].mul_(high).addcmul_(grad, grad, value=1 - high)
@@ -84,8 +110,11 @@ class Adam:
 
     def _share_state(self) -> None:
         """Makes torch's optimiser work on our moments, so that saving needs no translation."""
-        assert self._fused is not None
+        if self._fused is None:
+            return
         for name, p in self.items():
+            if name in self.rows:
+                continue
             self._fused.state[p] = {
                 "step": torch.tensor(float(self.count), device=p.device),
                 "exp_avg": self.first[name],
@@ -110,5 +139,4 @@ class Adam:
             self.first[name].copy_(state[f"first.{name}"])
             self.second[name].copy_(state[f"second.{name}"])
         self.count = int(state["count"])
-        if self._fused is not None:
-            self._share_state()
+        self._share_state()

@@ -79,7 +79,7 @@ class TrainConfig:
     patience: int | None = None
     best: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    ops: str = "eager"
+    ops: str = "auto"
     device: str = "auto"
     stat_rows: int = 65_536
     dead_window: int | None = None

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from visae.ops import Adam, fast_precision, make_ops
+from visae.ops import Adam, Fused, fast_precision, make_ops
 from visae.sae import Dictionary
 from visae.sae.dictionary import Losses
 from visae.sae.penalties import Penalty
@@ -83,13 +83,15 @@ class Trainer:
         self.sae = sae.to(self.device).requires_grad_(True).train()
         self.steps = config.total_steps(self.accelerator.num_processes)
         self.precision = self._precision()
-        self.ops = make_ops(config.ops, self.precision)
+        self.ops = make_ops(config.ops, self.precision, self.device)
         self.lr = config.lr or default_lr(sae.n_latents, self.steps)
         self.optimiser = Adam(
             dict(sae.named_parameters()),
             sae.unit_parameters(),
             config.betas,
             fused=config.ops != "reference" and self.device.type in ("cpu", "cuda"),
+            # gradients that processes average must exist as tensors
+            ops=self.ops if isinstance(self.ops, Fused) and self.accelerator.num_processes == 1 else None,
         )
         self.randomness = Randomness(config.seed, self.device)
         self._prepare_schedules()
