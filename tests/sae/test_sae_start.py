@@ -1,10 +1,10 @@
-"""Statistics, initial weights, codes as a container, baselines."""
+"""Statistics, initial weights, codes as a container."""
 
 import pytest
 import torch
 
 from visae.ops import Dense, Eager
-from visae.sae import Codes, Moments, initialise, neurons, pca, random_directions
+from visae.sae import Codes, Moments, initialise
 
 D, F = 16, 64
 
@@ -110,36 +110,3 @@ def test_codes_pad_with_minus_one_and_survive_every_conversion():
     assert Codes.of(Dense(dense), capacity=4).indices.shape == (3, 4)
     with pytest.raises(ValueError, match="one shape"):
         Codes(codes.indices, codes.values[:, :1], 4)
-
-
-def test_pca_is_the_best_linear_reconstruction_and_orders_its_components(tokens):
-    x = tokens(3000).double() + 100
-    parts = list(x.split(500))
-    centred = x - x.mean(0)
-    _, s, _ = torch.linalg.svd(centred, full_matrices=False)
-    for n in (1, 3, D):
-        baseline = pca(parts, n)
-        left = float((baseline(x).double() - x).square().sum())
-        assert left == pytest.approx(float(s[n:].square().sum()), rel=1e-3, abs=1)
-        assert baseline.encode(x).indices.shape == (3000, n)
-    spread = pca(parts, 4).encode(x).values.var(0)
-    assert bool((spread.diff() < 0).all())
-    with pytest.raises(ValueError, match="between 1 and d = 16"):
-        pca(parts, 17)
-    with pytest.raises(ValueError, match="got none"):
-        pca([], 1)
-
-
-def test_neurons_and_random_directions_have_the_interface_of_a_dictionary(tokens):
-    x = tokens(200)
-    raw = neurons([x])
-    assert torch.allclose(raw(x), x, atol=1e-4)
-    assert torch.equal(raw.directions(), torch.eye(D))
-    random = random_directions([x], 40, seed=1)
-    assert random.directions().shape == (40, D)
-    assert torch.allclose(random.encode(x).to_dense(), (x - x.mean(0)) @ random.directions().T, atol=1e-3)
-    assert random.signed
-    assert random.n_latents == 40
-    assert not torch.equal(random.atoms, random_directions([x], 40, seed=2).atoms)
-    with pytest.raises(ValueError, match=r"takes tokens \[n, 16\]"):
-        raw.encode(torch.zeros(2, 3))

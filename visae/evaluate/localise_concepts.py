@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from visae.codes import CodeTable
 from visae.data.sample import ImageData
 from visae.evaluate.localise import TAU, Localisation, best_tau, score_image, summarise
-from visae.sae.baselines import LinearDictionary, neurons, pca
+from visae.sae import Dictionary, neurons, pca
 from visae.select import Selection, label_scores
 from visae.select.labels import rank, score_columns
 from visae.select.scores import Columns
@@ -67,15 +67,15 @@ class Rival:
 
     Attributes:
         name: `neuron` or `pca`.
-        probe: a `LinearDictionary`: projections of the centred activation.
+        probe: its codes are the projections of the centred activation.
     """
 
     name: str
-    probe: LinearDictionary
+    probe: Dictionary
 
     def both_sides(self, rows: torch.Tensor) -> np.ndarray:
         """Values `[n, 2d]` of the directions and of their negatives, cut at 0."""
-        projected = self.probe.encode(rows.float()).values
+        projected = self.probe.encode(rows.float()).to_dense()
         return torch.cat([projected, -projected], 1).clamp(min=0).numpy()
 
     def label(self, column: int) -> str:
@@ -278,7 +278,7 @@ def _patches(rows: Source) -> Any:
             yield chunk.rows[keep].float()
 
 
-def _all_components(rows: Source) -> LinearDictionary:
+def _all_components(rows: Source) -> Dictionary:
     """All principal components of the patches."""
     d = next(iter(_patches(rows))).shape[1]
     return pca(_patches(rows), d)

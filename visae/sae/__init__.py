@@ -1,7 +1,7 @@
 """Dictionaries (sparse autoencoders), made of parts; their files, cards and baselines."""
 
 from visae.sae import kinds as _builders  # noqa: F401  (registers the kinds)
-from visae.sae.baselines import LinearDictionary, neurons, pca, random_directions
+from visae.sae.baselines import BASELINES, baselines, fit_baseline, neurons, pca, random_directions
 from visae.sae.card import Card, MismatchError
 from visae.sae.codes import Codes
 from visae.sae.dictionary import Dictionary, Losses
@@ -13,7 +13,7 @@ from visae.sae.normalisers import NORMALISERS, Normaliser, normalisers
 from visae.sae.registry import ABOUT, KINDS, About, kind_options, kinds, make_sae
 
 __all__ = [
-    "ABOUT", "KINDS", "About", "Card", "Codes", "Dictionary", "LinearDictionary", "Losses", "MismatchError", "Moments",
-    "NORMALISERS", "Normaliser", "initialise", "kind_options", "kinds", "load_card", "load_sae", "make_sae", "neurons",
-    "normalisers", "pca", "pull_sae", "push_sae", "random_directions", "save_sae",
+    "ABOUT", "BASELINES", "KINDS", "NORMALISERS", "About", "Card", "Codes", "Dictionary", "Losses", "MismatchError",
+    "Moments", "Normaliser", "baselines", "fit_baseline", "initialise", "kind_options", "kinds", "load_card",
+    "load_sae", "make_sae", "neurons", "normalisers", "pca", "pull_sae", "push_sae", "random_directions", "save_sae",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from visae.sae.baselines import BASELINES, make_baseline
 from visae.sae.card import Card
 from visae.sae.dictionary import Dictionary
 from visae.sae.registry import make_sae
@@ -139,6 +140,7 @@ def load_sae(
         FileNotFoundError: if a file is missing.
         MismatchError: if model or site differ from the card's.
         ValueError: for a damaged file, by name.
+        UnknownName: for a kind that is not known here.
     """
     if str(path).startswith("hf:"):
         from visae.sae.hub import pull_sae
@@ -149,12 +151,19 @@ def load_sae(
     card = load_card(folder)
     if not force:
         card.check(model, site)
-    sae = make_sae(card.kind, card.d, card.n_latents, normaliser=card.normaliser, **card.options)
-    if card.folded:
-        sae = sae.fold("normaliser" in card.folded, "norms" in card.folded)
+    sae = _empty(card)
     sae.load_state_dict(_weights(folder / WEIGHTS, card, sae.state_dict()))
     sae.card = card
     return sae.to(device).eval().requires_grad_(False)
+
+
+def _empty(card: Card) -> Dictionary:
+    """A dictionary of the card's form, without weights."""
+    if card.kind in BASELINES:
+        sae = make_baseline(card.kind, card.d, card.n_latents)
+    else:
+        sae = make_sae(card.kind, card.d, card.n_latents, normaliser=card.normaliser, **card.options)
+    return sae.fold("normaliser" in card.folded, "norms" in card.folded) if card.folded else sae
 
 
 def _weights(file: Path, card: Card, wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
