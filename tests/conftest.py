@@ -5,6 +5,24 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest
 import torch
 
+from visae.sae import Rows
+
 torch.set_num_threads(1)
+
+
+def bring_side(sae, x, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    known = {
+        "sigma": lambda: 5 * torch.rand(len(x), generator=g),
+        "other": lambda: (x + x.roll(1, 0)) / 2 + torch.randn(x.shape, generator=g).to(x),
+    }
+    return Rows(x, {name: known[name]() for name in sae.needs}) if sae.needs else x
+
+
+@pytest.fixture(scope="session")
+def bring():
+    """Function from a dictionary and tokens `[n, d]` to what a loader for it would bring: tokens, or `Rows`."""
+    return bring_side

@@ -17,19 +17,21 @@ def tokens(n=900, seed=1, offset=5.0):
     return torch.randn(n, D, generator=torch.Generator().manual_seed(seed)) @ mixing + offset
 
 
-def trained(kind="topk", offset=5.0):
+def trained(kind="topk", offset=5.0, bring=None):
     sae = make_sae(kind, D, F, **({"k": 3} if "k" in kind_options(kind) else {}))
-    initialise(sae, tokens(offset=offset))
-    sae.calibrate([tokens(seed=2, offset=offset)])
+    initialise(sae, bring(sae, tokens(offset=offset)) if bring else tokens(offset=offset))
+    sae.calibrate([bring(sae, tokens(seed=2, offset=offset)) if bring else tokens(seed=2, offset=offset)])
     return sae.eval()
 
 
 @pytest.mark.parametrize("kind", kinds())
-def test_streamed_metrics_equal_the_definitions_on_the_whole_data_set(kind):
-    sae, x = trained(kind), tokens(seed=3)
-    found = evaluate_sae(sae, x.split(113), batch=50)
+def test_streamed_metrics_equal_the_definitions_on_the_whole_data_set(kind, bring):
+    sae = trained(kind, bring=bring)
+    whole = bring(sae, tokens(seed=3))
+    found = evaluate_sae(sae, [whole[i : i + 113] for i in range(0, 900, 113)], batch=50)
+    x, side = sae.unpack(whole)
     with torch.no_grad():
-        codes = sae.encode(x)
+        codes = sae.encode(x, **side)
         r, dense, x, mean = sae.decode(codes).double(), codes.to_dense().double(), x.double(), sae.mean.double()
     assert found.n == 900
     assert found.fvu == pytest.approx(float((x - r).square().sum() / (x - x.mean(0)).square().sum()), rel=1e-9)

@@ -18,25 +18,11 @@ def draw_tokens(n=600, d=D, seed=5):
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) @ mixing + 7
 
 
-def make_started(kind, dtype=torch.float64, **options):
-    """In training mode, away from the symmetric start, where some gradients vanish by accident."""
-    sae = make_small(kind, **options)
-    initialise(sae, draw_tokens())
-    sae = sae.to(dtype).train()
-    g = torch.Generator().manual_seed(3)
+def shake(parameters, size, seed):
+    g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for p in sae.parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=g, dtype=torch.float64).to(p))
-    return sae
-
-
-def find_gradients(sae, x, ops, dead, term=None):
-    torch.manual_seed(11)  # of the noise that some kinds draw while training
-    losses = sae.losses(x, ops, dead=dead)
-    loss = losses.total if term is None else losses.terms[term]
-    names, params = zip(*sae.named_parameters(), strict=True)
-    found = torch.autograd.grad(loss, params, allow_unused=True)
-    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, params, found, strict=True)}
+        for p in parameters:
+            p.add_(size * torch.randn(p.shape, generator=g, dtype=torch.float64).to(p))
 
 
 @pytest.fixture(params=kinds())
@@ -62,21 +48,39 @@ def tokens():
 
 
 @pytest.fixture
-def started():
-    """Function from a kind to a dictionary in the middle of training."""
-    return make_started
+def started(bring):
+    """Function from a kind to a dictionary in training mode, away from a start where gradients vanish by accident."""
+
+    def make(kind, dtype=torch.float64, **options):
+        sae = make_small(kind, **options)
+        initialise(sae, bring(sae, draw_tokens()))
+        sae = sae.to(dtype).train()
+        shake(sae.parameters(), 0.05, 3)
+        return sae
+
+    return make
 
 
 @pytest.fixture
-def gradients():
+def gradients(bring):
     """Function to the gradient of one term of the loss (or all) with respect to every parameter, by name."""
-    return find_gradients
+
+    def find(sae, x, ops, dead, term=None):
+        torch.manual_seed(11)  # of the noise that some kinds draw while training
+        losses = sae.losses(bring(sae, x), ops, dead=dead)
+        loss = losses.total if term is None else losses.terms[term]
+        names, params = zip(*sae.named_parameters(), strict=True)
+        found = torch.autograd.grad(loss, params, allow_unused=True)
+        return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, params, found, strict=True)}
+
+    return find
 
 
 @pytest.fixture
-def sae(kind):
+def sae(kind, bring):
     """A dictionary of every kind, ready for inference."""
     made = make_small(kind)
-    initialise(made, draw_tokens())
-    made.calibrate([draw_tokens(seed=6)])
+    initialise(made, bring(made, draw_tokens()))
+    shake(made.modulation.parameters(), 0.1, 4)  # it starts as none at all
+    made.calibrate([bring(made, draw_tokens(seed=6))])
     return made.eval()

@@ -9,13 +9,15 @@ from visae.sae import Codes, initialise, kind_options, kinds, make_sae
 D, F = 16, 64
 
 
-def test_forward_is_decode_of_encode_and_decode_is_a_sum_of_directions(sae, tokens):
-    x = tokens(50)
-    codes = sae.encode(x)
+def test_forward_is_decode_of_encode_and_decode_is_a_sum_of_directions(sae, tokens, bring):
+    x, side = sae.unpack(bring(sae, tokens(50)))
+    one = {name: value[:1] for name, value in side.items()}
+    side = {name: value.expand(50) for name, value in one.items()}
+    codes = sae.encode(x, **side)
     recon = sae.decode(codes)
-    assert torch.equal(sae(x), recon)
-    empty = Codes(torch.full((1, 1), -1), torch.zeros(1, 1), F)
-    by_hand = codes.to_dense() @ sae.directions() + sae.decode(empty)
+    assert torch.equal(sae(x, **side), recon)
+    empty = Codes(torch.full((1, 1), -1), torch.zeros(1, 1), F, side=one)
+    by_hand = codes.to_dense() @ sae.directions(**one) + sae.decode(empty)
     assert torch.allclose(recon, by_hand, atol=1e-4)
     assert codes.indices.dtype == torch.int64
     assert codes.n_latents == sae.n_latents == F
@@ -57,7 +59,7 @@ def as_long_as_the_input(sae, pre, u):
 
 FORMULAS = {
     **dict.fromkeys(
-        ("topk", "msae_uw", "msae_rw", "hierarchical_topk", "archetypal", "k_sparse", "kron"),
+        ("topk", "msae_uw", "msae_rw", "hierarchical_topk", "archetypal", "k_sparse", "kron", "temporal"),
         lambda _, pre: pre.relu() * largest(pre),
     ),
     **dict.fromkeys(("batch_topk", "matryoshka", "orthogonal", "feature_choice"), above),
@@ -70,21 +72,21 @@ FORMULAS = {
 }
 
 
-def test_codes_equal_the_written_out_formula(sae, tokens):
-    x = tokens(40).double()
+def test_codes_equal_the_written_out_formula(sae, tokens, bring):
     sae = sae.double()
+    x, side = sae.unpack(bring(sae, tokens(40).double()))
     with torch.no_grad():
         for p in sae.activation.parameters():
             p.add_(0.1 * torch.rand(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(2)))
-    u = (x - sae.mean) * sae.normaliser.scale
+    u = sae.modulation((x - sae.mean) * sae.normaliser.scale, side)
     pre = pairs(sae, u) if sae.kind == "kron" else (u - sae.b_dec) @ sae.W_enc.T + sae.b_enc
     formula = FORMULAS[sae.kind]
     expected = formula(sae, pre, u) if formula is as_long_as_the_input else formula(sae, pre)
-    assert torch.allclose(sae.encode(x).to_dense(), expected, atol=1e-12)
+    assert torch.allclose(sae.encode(x, **side).to_dense(), expected, atol=1e-12)
 
 
-def test_what_comes_out_for_a_token_does_not_depend_on_its_batch(sae, tokens):
-    x = tokens(64)
+def test_what_comes_out_for_a_token_does_not_depend_on_its_batch(sae, tokens, bring):
+    x = bring(sae, tokens(64))
     whole = sae.encode(x).to_dense()
     single = torch.cat([sae.encode(x[i : i + 1]).to_dense() for i in range(64)])
     assert torch.allclose(whole, single, atol=1e-5)
@@ -92,8 +94,8 @@ def test_what_comes_out_for_a_token_does_not_depend_on_its_batch(sae, tokens):
     assert torch.allclose(sae.encode(x).to_dense(), whole, atol=1e-5)
 
 
-def test_long_inputs_go_through_in_chunks_with_the_same_result(sae, monkeypatch, tokens):
-    x = tokens(100)
+def test_long_inputs_go_through_in_chunks_with_the_same_result(sae, monkeypatch, tokens, bring):
+    x = bring(sae, tokens(100))
     whole = sae.encode(x)
     monkeypatch.setattr("visae.sae.dictionary.CELLS", 7 * F)
     parts = sae.encode(x)
@@ -102,41 +104,43 @@ def test_long_inputs_go_through_in_chunks_with_the_same_result(sae, monkeypatch,
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_inputs_of_any_float_dtype_are_computed_in_float32(sae, dtype, tokens):
-    x = tokens(30).to(dtype)
-    codes = sae.encode(x)
+def test_inputs_of_any_float_dtype_are_computed_in_float32(sae, dtype, tokens, bring):
+    x, side = sae.unpack(bring(sae, tokens(30)))
+    x = x.to(dtype)
+    codes = sae.encode(x, **side)
     assert codes.values.dtype == torch.float32
-    assert torch.equal(codes.to_dense(), sae.encode(x.float()).to_dense())
-    assert sae(x).dtype == torch.float32
+    assert torch.equal(codes.to_dense(), sae.encode(x.float(), **side).to_dense())
+    assert sae(x, **side).dtype == torch.float32
 
 
-def test_shifting_and_scaling_the_data_changes_nothing_but_the_buffers(kind, small, tokens):
-    x = tokens()
+def test_shifting_and_scaling_the_data_changes_nothing_but_the_buffers(kind, small, tokens, bring):
     one, other = small(kind), small(kind)
+    x, moved = bring(one, tokens()), bring(other, 50 * tokens() - 3)
     initialise(one, x)
-    initialise(other, 50 * x - 3)
-    assert torch.allclose(one.encode(x).to_dense(), other.encode(50 * x - 3).to_dense(), atol=2e-3)
+    initialise(other, moved)
+    assert torch.allclose(one.encode(x).to_dense(), other.encode(moved).to_dense(), atol=2e-3)
     assert torch.allclose(other.directions(), 50 * one.directions(), rtol=1e-4, atol=1e-3)
 
 
-def test_tokens_of_another_length_are_refused(sae):
+def test_tokens_of_another_length_are_refused(sae, bring):
     with pytest.raises(ValueError, match=r"takes tokens \[n, 16\]; got \[3, 5\]"):
-        sae.encode(torch.zeros(3, 5))
+        sae.encode(bring(sae, torch.zeros(3, 5)))
 
 
-def test_reconstruction_is_differentiable_in_the_tokens(sae, tokens):
+def test_reconstruction_is_differentiable_in_the_tokens(sae, tokens, bring):
     sae.double()
-    x = tokens(5).double().requires_grad_()
+    x, side = sae.unpack(bring(sae, tokens(5).double()))
+    x.requires_grad_()
     weights = torch.randn(5, D, dtype=torch.float64)
-    (gradient,) = torch.autograd.grad((sae(x) * weights).sum(), x)
+    (gradient,) = torch.autograd.grad((sae(x, **side) * weights).sum(), x)
     step = 1e-6 * torch.randn(5, D, dtype=torch.float64)
     with torch.no_grad():
-        change = ((sae(x + step) - sae(x - step)) * weights).sum() / 2
+        change = ((sae(x + step, **side) - sae(x - step, **side)) * weights).sum() / 2
     assert torch.allclose((gradient * step).sum(), change, rtol=1e-4)
 
 
-def test_latents_count_samples_since_they_last_fired(sae, tokens):
-    x = tokens(100)
+def test_latents_count_samples_since_they_last_fired(sae, tokens, bring):
+    x = bring(sae, tokens(100))
     sae.train()
     codes = sae.losses(x, Eager()).codes
     sae.count(codes)

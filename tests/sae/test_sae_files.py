@@ -27,8 +27,8 @@ def card(kind="topk"):
     )
 
 
-def test_every_kind_comes_back_with_the_same_codes_and_its_card(sae, tokens, tmp_path):
-    x = tokens(100)
+def test_every_kind_comes_back_with_the_same_codes_and_its_card(sae, tokens, tmp_path, bring):
+    x = bring(sae, tokens(100))
     before = sae.encode(x)
     written = save_sae(sae, tmp_path / "sae", card(sae.kind))
     loaded = load_sae(tmp_path / "sae", MODEL, SITE)
@@ -149,7 +149,7 @@ def test_what_would_not_work_is_not_saved(small, sae, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dictionary_goes_to_the_hub_and_back_as_two_files(sae, tokens, tmp_path, monkeypatch):
+def test_a_dictionary_goes_to_the_hub_and_back_as_two_files(sae, tokens, tmp_path, monkeypatch, bring):
     """The hub's client is replaced at its boundary by one that copies to and from a local folder."""
     import shutil
     from pathlib import Path
@@ -191,7 +191,8 @@ def test_a_dictionary_goes_to_the_hub_and_back_as_two_files(sae, tokens, tmp_pat
     assert push_sae(tmp_path / "sae", "ann/saes/blocks.2") == "https://hub/commit/1"
     assert sorted(p.name for p in pull_sae("ann/saes/blocks.2").iterdir()) == ["sae.json", "sae.safetensors"]
     loaded = load_sae("hf:ann/saes/blocks.2", MODEL, SITE, revision="v1")
-    assert torch.equal(loaded(tokens(9)), sae(tokens(9)))
+    x = bring(sae, tokens(9))
+    assert torch.equal(loaded(x), sae(x))
     with pytest.raises(MismatchError):
         load_sae("hf:ann/saes/blocks.2", "timm:vit")
     with pytest.raises(ValueError, match="user/repository"):

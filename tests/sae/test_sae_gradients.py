@@ -28,6 +28,7 @@ REACH = {
     ("vsae", "kl"): CODES,
     ("gba", "recon"): {"activation.gain", "decoder.weight"},
     ("top_afa", "afa"): CODES,
+    ("temporal", "recon"): ALL | {f"modulation.{part}.{p}" for part in ("first", "second") for p in ("weight", "bias")},
 }  # fmt: skip
 for _kind in (
     "relu_l1",
@@ -49,8 +50,9 @@ def test_each_term_of_the_loss_reaches_exactly_the_parameters_it_should(name, te
         assert {n for n, g in found.items() if float(g.abs().max()) > 1e-12} == REACH[name, term], ops.name
 
 
-def test_the_table_of_reach_covers_every_kind_and_every_term(kind, tokens, started):
-    terms = set(started(kind).losses(tokens(50), Eager(), dead=torch.arange(5)).terms)
+def test_the_table_of_reach_covers_every_kind_and_every_term(kind, tokens, started, bring):
+    sae = started(kind)
+    terms = set(sae.losses(bring(sae, tokens(50)), Eager(), dead=torch.arange(5)).terms)
     assert {(kind, t) for t in terms} == {key for key in REACH if key[0] == kind}
 
 
@@ -62,7 +64,7 @@ def test_the_fast_path_gives_the_gradients_of_dense_autograd(kind, dead, tokens,
         assert torch.allclose(slow[name], fast[name], rtol=1e-9, atol=1e-12), name
 
 
-def test_gradients_of_the_whole_loss_agree_with_finite_differences(kind, tokens, started, gradients):
+def test_gradients_of_the_whole_loss_agree_with_finite_differences(kind, tokens, started, gradients, bring):
     """The error of AuxK is a constant by definition, so its term is compared on the parts it may move."""
     sae, x = started(kind, **({"aux": 0.0} if "aux" in kind_options(kind) else {})), tokens(100)
     found = gradients(sae, x, Eager(), torch.arange(3))
@@ -75,20 +77,19 @@ def test_gradients_of_the_whole_loss_agree_with_finite_differences(kind, tokens,
             with torch.no_grad():
                 p.add_(sign * step)
                 torch.manual_seed(11)  # the noise of `gradients`
-                values.append(float(sae.losses(x, Eager()).total))
+                values.append(float(sae.losses(bring(sae, x), Eager()).total))
         with torch.no_grad():
             p.add_(step)
         expected = (values[0] - values[1]) / 2
         assert float((found[name] * step).sum()) == pytest.approx(expected, rel=2e-3), name
 
 
-def test_the_reconstruction_loss_is_the_fraction_of_variance_unexplained(kind, small, tokens):
-    sae = small(kind)
-    x = tokens(4000)
-    initialise(sae, x)
+def test_the_reconstruction_loss_is_the_fraction_of_variance_unexplained(kind, small, tokens, bring):
+    sae, x = small(kind), tokens(4000)
+    initialise(sae, bring(sae, x))
     if sae.scheme.nesting() is not None:
         pytest.skip("the loss is a mean over several reconstructions: see test_sae_schemes")
-    losses = sae.train().losses(x, Eager())
+    losses = sae.train().losses(bring(sae, x), Eager())
     recon = sae.restore(losses.recon)
     fvu = (x - recon).square().sum() / (x - x.mean(0)).square().sum()
     assert losses.terms["recon"].item() == pytest.approx(fvu.item(), rel=1e-4)

@@ -42,12 +42,12 @@ def test_atoms_start_near_data_points_with_length_one_and_the_encoder_as_their_t
         assert sae.b_enc.abs().max().item() == 0
 
 
-def test_the_encoder_starts_at_the_least_squares_scale(kind, small, tokens):
+def test_the_encoder_starts_at_the_least_squares_scale(kind, small, tokens, bring):
     if kind in ("vsae", "top_afa"):
         pytest.skip("noise, or a number of codes that changes with the scale: no least squares to compare with")
     sae = small(kind)
     x = tokens(2000)
-    initialise(sae, x)
+    initialise(sae, bring(sae, x))
     sae.train()
     u = sae.normalise(x)
 

@@ -102,11 +102,21 @@ def test_every_member_ends_with_the_bits_that_training_it_alone_gives(precision,
 def test_every_kind_can_be_a_member_and_ends_as_it_would_alone(kind):
     config = TrainConfig(**COMMON)
     pair = [Member("a", sae(kind), config), Member("b", sae(kind), TrainConfig(**{**COMMON, "seed": 1}))]
-    Suite(pair, progress=False).fit(Planted(WORLD, 64))
+    Suite(pair, progress=False).fit(Planted(WORLD, 64, needs=sae(kind).needs))
     alone = sae(kind)
-    Trainer(alone, config, progress=False).fit(Planted(WORLD, 64))
+    Trainer(alone, config, progress=False).fit(Planted(WORLD, 64, needs=alone.needs))
     for name, tensor in alone.state_dict().items():
         assert_same(tensor, pair[0].sae.state_dict()[name], name)
+
+
+def test_members_with_and_without_side_information_read_one_stream():
+    config = TrainConfig(**COMMON)
+    members = [Member(kind, sae(kind), config) for kind in ("topk", "temporal")]
+    Suite(members, progress=False).fit(Planted(WORLD, 64, needs=("sigma",)))
+    for kind, member in zip(("topk", "temporal"), members, strict=True):
+        alone = sae(kind)
+        Trainer(alone, config, progress=False).fit(Planted(WORLD, 64, needs=("sigma",)))
+        assert_same(alone.W_dec, member.sae.W_dec, kind)
 
 
 class Counting:

@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 import torch
 
-from visae.sae import kind_options, kinds, make_sae
+from visae.sae import Rows, kind_options, kinds, make_sae
 from visae.train import Feed, LoaderEnded, Planted, PlantedConfig, TrainConfig, Trainer, default_lr, schedule
 
 WORLD = PlantedConfig(d=12, n_features=24, active=3)
@@ -22,10 +22,15 @@ def fit(loader, kind="topk", out=None, validation=None, **changes):
     return trainer, trainer.fit(loader, validation)
 
 
+def world(kind, batch=64, part=0):
+    """With the side information that the kind needs."""
+    return Planted(WORLD, batch, part, needs=sae(kind).needs)
+
+
 @pytest.mark.parametrize("kind", kinds())
 def test_the_loss_falls_and_every_logged_quantity_is_there(kind, tmp_path):
-    held_out = [Planted(WORLD, part=1).sample(500)[0]]
-    trainer, result = fit(Planted(WORLD, 64), kind, tmp_path, held_out, steps=200, lr=5e-3)
+    held_out = world(kind, part=1).rows(500)
+    trainer, result = fit(world(kind), kind, tmp_path, [held_out], steps=200, lr=5e-3)
     steps = [line for line in result.history if "loss" in line]
     assert steps[-1]["fvu"] < 0.7 * steps[0]["fvu"]
     assert [line["step"] for line in steps] == list(range(10, 201, 10))
@@ -33,8 +38,8 @@ def test_the_loss_falls_and_every_logged_quantity_is_there(kind, tmp_path):
     assert steps[-1]["samples"] == 200 * 64 == result.samples
     terms = ["recon", *(penalty.name for penalty in trainer.sae.penalties)]
     assert steps[-1]["loss"] == pytest.approx(sum(steps[-1].get(term, 0) for term in terms), rel=1e-5)
-    error = (held_out[0] - trainer.sae(held_out[0])).square().sum()
-    fvu = (error / (held_out[0] - held_out[0].mean(0)).square().sum()).item()
+    x, side = trainer.sae.unpack(held_out)
+    fvu = ((x - trainer.sae(x, **side)).square().sum() / (x - x.mean(0)).square().sum()).item()
     assert result.metrics["val_fvu"] == pytest.approx(fvu, rel=1e-4)
     if trainer.sae.unit_parameters():
         norms = torch.linalg.vector_norm(trainer.sae.W_dec, dim=1)
@@ -48,7 +53,7 @@ JUMPY = {"kron", "p_anneal", "top_afa"}
 
 @pytest.mark.parametrize("kind", sorted(set(kinds()) - JUMPY))
 def test_eager_and_reference_kernels_train_to_the_same_dictionary(kind):
-    runs = [fit(Planted(WORLD, 64), kind, ops=ops, precision="fp32")[0].sae for ops in ("eager", "reference")]
+    runs = [fit(world(kind), kind, ops=ops, precision="fp32")[0].sae for ops in ("eager", "reference")]
     for a, b in zip(runs[0].parameters(), runs[1].parameters(), strict=True):
         assert torch.allclose(a, b, atol=2e-4)
 
@@ -126,7 +131,10 @@ def test_the_running_threshold_is_near_before_calibration():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("kind", kinds())
 def test_tokens_of_any_float_dtype_train(kind, dtype):
-    _, result = fit((x.to(dtype) for x in Planted(WORLD, 64)), kind)
+    def other(x):
+        return Rows(x.rows.to(dtype), x.side) if isinstance(x, Rows) else x.to(dtype)
+
+    _, result = fit((other(x) for x in world(kind)), kind)
     assert math.isfinite(result.metrics["loss"])
 
 

@@ -20,13 +20,14 @@ Token kinds (patch, cls, reg, ...) get the same table, each with the variance ar
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from visae.sae import Codes, Moments
+from visae.sae.side import unpack
 from visae.tokens import KINDS
 
 ENOUGH = 1_000_000
@@ -156,7 +157,7 @@ def evaluate_sae(sae: Encodes, chunks: Iterable[Any], *, batch: int = 8192) -> M
     Args:
         sae: what to measure.
         chunks: raw tokens: tensors `[n, d]`, or things with `rows` `[n, d]` (numpy or torch) and, for the table per
-            kind of token, `kind` `[n]` codes into `visae.tokens.KINDS`.
+            kind of token, `kind` `[n]` codes into `visae.tokens.KINDS`; also what `sae.needs_to_encode` names.
         batch: tokens encoded at a time.
 
     Raises:
@@ -167,10 +168,11 @@ def evaluate_sae(sae: Encodes, chunks: Iterable[Any], *, batch: int = 8192) -> M
     mean = sae.mean
     lengths = torch.linalg.vector_norm(sae.directions().detach().double(), dim=1)
     for chunk in chunks:
-        rows, names = _rows(chunk), _kinds(chunk)
+        (rows, side), names = _rows(chunk, sae), _kinds(chunk)
         for start in range(0, len(rows), batch):
             raw = rows[start : start + batch].to(mean.device)
-            codes = sae.encode(raw.float())
+            its = {name: value[start : start + batch] for name, value in side.items()}
+            codes = cast(Any, sae).encode(raw.float(), **its)  # baselines know no side information, and get none
             x, recon = raw.double(), sae.decode(codes).double()
             weighted = codes.values.double() * lengths[codes.indices.clamp_min(0)]
             sizes = torch.linalg.vector_norm(weighted, dim=1) * (1.0 if codes.scale is None else codes.scale.double())
@@ -188,9 +190,11 @@ def evaluate_sae(sae: Encodes, chunks: Iterable[Any], *, batch: int = 8192) -> M
     return whole.metrics({name: sums.metrics({}) for name, sums in sorted(groups.items())})
 
 
-def _rows(chunk: Any) -> Tensor:
-    rows = getattr(chunk, "rows", chunk)
-    return rows if isinstance(rows, Tensor) else torch.from_numpy(np.asarray(rows))
+def _rows(chunk: Any, sae: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Tokens of a chunk and, for kinds that encode by it, what it brings beside them."""
+    rows = torch.as_tensor(getattr(chunk, "rows", chunk))
+    needs = getattr(sae, "needs_to_encode", ())
+    return rows, unpack(chunk, needs, who=f"a {sae.kind} dictionary")[1] if needs else {}
 
 
 def _kinds(chunk: Any) -> np.ndarray | None:

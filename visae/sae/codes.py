@@ -1,7 +1,7 @@
 """`Codes`: what a dictionary says about tokens. Sparse, of fixed capacity, never a dense `[n, F]` unless asked."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ class Codes:
         scale: `[n]` what a code of each row adds, in units of `directions()`; `decode` needs it where the normaliser
             measures tokens one by one, and it is None elsewhere.
         shift: `[n]` added to all dimensions of each row's reconstruction, likewise.
+        side: what the rows were encoded by beside their values, `[n, ...]` by name, where `decode` needs it again.
     """
 
     indices: Tensor
@@ -29,6 +30,7 @@ class Codes:
     n_latents: int
     scale: Tensor | None = None
     shift: Tensor | None = None
+    side: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.indices.shape != self.values.shape or self.indices.ndim != 2:
@@ -79,6 +81,7 @@ class Codes:
             parts[0].n_latents,
             _joined([p.scale for p in parts]),
             _joined([p.shift for p in parts]),
+            {name: torch.cat([p.side[name] for p in parts]) for name in parts[0].side},
         )
 
     @classmethod
@@ -122,7 +125,7 @@ class Codes:
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Codes":
         """The codes with every tensor `[n, ...]` changed alike."""
         changed: dict[str, Any] = {name: change(t) for name, t in vars(self).items() if isinstance(t, Tensor)}
-        return replace(self, **changed)
+        return replace(self, **changed, side={name: change(t) for name, t in self.side.items()})
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:

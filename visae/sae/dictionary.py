@@ -1,6 +1,6 @@
 """`Dictionary`: a sparse autoencoder put together from an encoder, an activation, atoms, a decode scheme, penalties."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,9 +12,11 @@ from visae.sae.activations import Activation
 from visae.sae.codes import Codes
 from visae.sae.decoders import Decoder
 from visae.sae.encoders import Encoder, Linear
+from visae.sae.modulation import Modulation
 from visae.sae.normalisers import Normaliser, Scale
 from visae.sae.penalties import Pass, Penalty
 from visae.sae.schemes import Plain, tilted_mean
+from visae.sae.side import Rows, unpack
 
 if TYPE_CHECKING:
     from visae.sae.card import Card
@@ -60,6 +62,7 @@ class Dictionary(nn.Module):
         scheme: see `visae.sae.schemes`.
         penalties: see `visae.sae.penalties`.
         normaliser: see `visae.sae.normalisers`; None takes `scale`.
+        modulation: of normalised inputs, by what comes beside them; see `visae.sae.modulation`.
         options: what the kind was made with, for the card.
     """
 
@@ -79,6 +82,7 @@ class Dictionary(nn.Module):
         scheme: Plain | None = None,
         penalties: Sequence[Penalty] = (),
         normaliser: Normaliser | None = None,
+        modulation: Modulation | None = None,
         options: dict[str, Any] | None = None,
     ):
         super().__init__()
@@ -88,6 +92,7 @@ class Dictionary(nn.Module):
         self.scheme = scheme or Plain()
         self.penalties = nn.ModuleList(penalties)
         self.normaliser = normaliser or Scale(d)
+        self.modulation = modulation or Modulation()
         self.card: Card | None = None
         self.folded: tuple[str, ...] = ()
         self.register_buffer("gain", None)  # these two only after folding, see visae.sae.folding
@@ -103,6 +108,17 @@ class Dictionary(nn.Module):
     def mean(self) -> Tensor:
         """`[d]` mean of the data that the normaliser was fitted on."""
         return self.normaliser.mean
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the side information that training needs beside tokens; see `visae.sae.side`."""
+        parts = (part for child in self.children() for part in child.modules())
+        return tuple(dict.fromkeys(name for part in parts for name in getattr(part, "needs", ())))
+
+    @property
+    def needs_to_encode(self) -> tuple[str, ...]:
+        """Those of them that encoding needs, too; codes carry them on to `decode`."""
+        return self.modulation.needs
 
     @property
     def W_enc(self) -> Tensor:
@@ -133,13 +149,13 @@ class Dictionary(nn.Module):
             raise ValueError(f"this {self.kind} dictionary takes tokens [n, {self.d}]; got {list(x.shape)}")
         return self.normaliser(x.to(self.mean.dtype))
 
-    def normalise(self, x: Tensor) -> Tensor:
+    def normalise(self, x: Tensor | Rows) -> Tensor:
         """`u [n, d]` in the parameters' dtype from raw inputs of any float dtype.
 
         Raises:
             ValueError: if the inputs are not `[n, d]` of this dictionary's d.
         """
-        return self._read(x)[0]
+        return self._read(x.rows if isinstance(x, Rows) else x)[0]
 
     def restore(self, u: Tensor, like: Tensor | None = None) -> Tensor:
         """Reverse of `normalise`, `[n, d]`.
@@ -150,6 +166,10 @@ class Dictionary(nn.Module):
         """
         _, scale, shift = (None, None, None) if like is None else self._read(like)
         return self.normaliser.restore(u, scale, shift)
+
+    def unpack(self, x: Tensor | Rows, **side: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Tokens and what encoding needs beside them; see `visae.sae.side.unpack`."""
+        return unpack(x, self.needs_to_encode, side, f"a {self.kind} dictionary")
 
     def select(
         self, u: Tensor, rule: Rule, ops: Ops, *, pre: Tensor | None = None, among: Tensor | None = None
@@ -184,26 +204,49 @@ class Dictionary(nn.Module):
         return centred if self.turn is None else centred @ self.turn.T
 
     def losses(
-        self, x: Tensor, ops: Ops, *, dead: Tensor | None = None, progress: float = 1.0, tilt: float = 0.0
+        self,
+        x: Tensor | Rows,
+        ops: Ops,
+        *,
+        dead: Tensor | None = None,
+        progress: float = 1.0,
+        tilt: float = 0.0,
+        **side: Tensor,
     ) -> Losses:
         """Every term of the training objective on raw inputs `[n, d]`.
 
         Args:
-            x: tokens.
+            x: tokens, with the side information that `needs` names, if any.
             ops: the kernels to use.
             dead: `[m]` int64 latents that count as dead now.
             progress: share of the training budget spent.
             tilt: of the mean over tokens in `recon`, see `visae.sae.schemes.tilted_mean`.
+            **side: side information by name, where x does not carry it.
+
+        Raises:
+            ValueError: for tokens of another length, and see `visae.sae.side.unpack`.
         """
+        x, side = unpack(x, self.needs, side, f"training a {self.kind} dictionary")
         u = self.normalise(x)
-        codes, pre = self.code(u, ops)
-        recon, losses = ops.reconstruct(u, codes, self.decoder.atoms(), self.decoder.bias, self.scheme.nesting())
-        run = Pass(self, u, pre, codes, recon, dead, progress, ops)
+        v = self.modulation(u, side)
+        codes, pre = self.code(v, ops)
+        recon, losses = self._compare(u, v, codes, side, ops)
+        run = Pass(self, v.detach(), pre, codes, recon, dead, progress, ops, side)
         terms = {"recon": tilted_mean(losses, tilt)}
         for penalty in self.penalties:
             if (term := penalty(run)) is not None:
                 terms[cast(Penalty, penalty).name] = term
-        return Losses(terms, codes, recon)
+        return Losses(terms, codes, self.modulation.undo(recon, side))
+
+    def _compare(
+        self, u: Tensor, v: Tensor, codes: Coded, side: Mapping[str, Tensor], ops: Ops
+    ) -> tuple[Tensor, Tensor]:
+        """Reconstruction of v, detached, and the losses `[n]`, always in the space of u."""
+        atoms, bias = self.decoder.atoms(), self.decoder.bias
+        if not self.modulation.needs:
+            return ops.reconstruct(v, codes, atoms, bias, self.scheme.nesting())
+        recon = ops.decode(codes, atoms, bias)
+        return recon.detach(), (self.modulation.undo(recon, side) - u).square().mean(1)
 
     @torch.no_grad()
     def count(self, codes: Coded, samples: int | None = None) -> None:
@@ -211,24 +254,36 @@ class Dictionary(nn.Module):
         self.samples_since_fired += codes.n_rows if samples is None else samples
         self.samples_since_fired.masked_fill_(codes.fired(), 0)
 
-    def pre_activations(self, x: Tensor) -> Iterator[Tensor]:
+    def pre_activations(self, x: Tensor | Rows) -> Iterator[Tensor]:
         """Pre-activations `[m, F]` of raw inputs, in chunks of bounded memory."""
-        for part in x.split(max(1, CELLS // self.n_latents)):
-            yield self.encoder.pre(self.normalise(part), self.decoder.bias)
+        for part, side in self._parts(*self.unpack(x)):
+            yield self.encoder.pre(self.modulation(self.normalise(part), side), self.decoder.bias)
 
-    def encode(self, x: Tensor) -> Codes:
-        """Codes of raw inputs `[n, d]`, by the rule of inference , in training mode too.
+    def _parts(self, x: Tensor, side: dict[str, Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        size = max(1, CELLS // self.n_latents)
+        for start in range(0, max(1, x.shape[0]), size):
+            yield x[start : start + size], {name: value[start : start + size] for name, value in side.items()}
+
+    def encode(self, x: Tensor | Rows, **side: Tensor) -> Codes:
+        """Codes of raw inputs `[n, d]`, by the rule of inference, in training mode too.
 
         Differentiable; what comes out for a token does not depend on the others in the batch.
+
+        Args:
+            x: tokens, with the side information that `needs_to_encode` names, if any.
+            **side: side information by name, where x does not carry it.
+
+        Raises:
+            ValueError: for tokens of another length, and see `visae.sae.side.unpack`.
         """
         was = self.activation.training
         self.activation.eval()
         try:
             ops, parts = Eager(), []
-            for part in x.split(max(1, CELLS // self.n_latents)):
+            for part, its in self._parts(*self.unpack(x, **side)):
                 u, scale, shift = self._read(part)
-                codes = Codes.of(self.code(u, ops)[0], self.activation.capacity)
-                parts.append(replace(codes, scale=scale, shift=shift))
+                codes = Codes.of(self.code(self.modulation(u, its), ops)[0], self.activation.capacity)
+                parts.append(replace(codes, scale=scale, shift=shift, side=its))
         finally:
             self.activation.train(was)
         return Codes.cat(parts) if len(parts) > 1 else parts[0]
@@ -237,21 +292,27 @@ class Dictionary(nn.Module):
         """Raw reconstructions `[n, d]` of codes; differentiable in values and atoms.
 
         Raises:
-            ValueError: for codes without the scales of their tokens, where the normaliser is `per_token`.
+            ValueError: for codes without the scales of their tokens, where the normaliser is `per_token`, or without
+                the side information that they were encoded with.
         """
-        u = Eager().decode(codes.ragged(), self.decoder.atoms(), self.decoder.bias)
-        return self.normaliser.restore(u, codes.scale, codes.shift)
+        v = Eager().decode(codes.ragged(), self.decoder.atoms(), self.decoder.bias)
+        _, side = self.unpack(v, **codes.side)
+        return self.normaliser.restore(self.modulation.undo(v, side), codes.scale, codes.shift)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Rows, **side: Tensor) -> Tensor:
         """Reconstruction `[n, d]` of raw inputs, in the parameters' dtype."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x, **side))
 
-    def directions(self) -> Tensor:
+    def directions(self, **side: Tensor) -> Tensor:
         """`[F, d]`: what one unit of each code adds to a raw input.
 
         Where the normaliser is `per_token`, to an input of typical size; to a given one `Codes.scale` times as much.
+
+        Args:
+            **side: for kinds with a modulation, e.g. `sigma=` of one token `[1]`; without, where nothing is modulated.
         """
-        return self.normaliser.back(self.decoder.atoms())
+        atoms = self.decoder.atoms()
+        return self.normaliser.back(self.modulation.turn(atoms, side) if side else atoms)
 
     def fold(self, normaliser: bool = True, norms: bool = True) -> "Dictionary":
         """The same dictionary for inference, with plainer weights; see `visae.sae.folding`.
@@ -265,7 +326,7 @@ class Dictionary(nn.Module):
         return fold(self, normaliser, norms)
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[Tensor]) -> None:
+    def calibrate(self, batches: Iterable[Tensor | Rows]) -> None:
         """Sets what inference needs (thresholds) from raw held-out batches `[n, d]`."""
         self.activation.calibrate(pre for x in batches for pre in self.pre_activations(x))
 

@@ -2,7 +2,7 @@
 
 *Normaliser.* With `u = T (x - m)` an encoder of x reads by `W T`, and the decoder writes `T^-1 D` around `T^-1 b + m`:
 exact for `none`, `scale` and `whiten`, and codes do not change. A token's own scale (`unit`, `layer_norm`) is no matter
-of weights: there the normaliser stays, and only the typical scale moves. Parts that cannot take T into their weights
+of weights: there the normaliser stays, and only the typical scale moves; it stays, too, before a modulation. Parts that cannot take T into their weights
 keep it as a buffer: an unknown encoder behind `Turned`, an activation that looks at inputs in `Dictionary.turn`.
 
 *Norms.* `directions()` get length 1 and codes are multiplied by the lengths g they had, so codes of different latents
@@ -47,7 +47,7 @@ def fold(sae: Dictionary, normaliser: bool = True, norms: bool = True) -> Dictio
     made.encoder = made.encoder.alone()
     made.decoder = Free.of(made.decoder.atoms(), made.decoder.bias)
     made.penalties = nn.ModuleList()
-    if normaliser and "normaliser" not in made.folded:
+    if normaliser and "normaliser" not in made.folded and not made.modulation.needs:
         _fold_normaliser(made, dtype)
     if norms and "norms" not in made.folded:
         _fold_norms(made)

@@ -9,6 +9,7 @@ from visae.ops import Eager, unit_rows
 from visae.sae.centre import geometric_median
 from visae.sae.dictionary import Dictionary
 from visae.sae.moments import Moments
+from visae.sae.side import Rows, unpack
 
 BLEND = 0.8
 """Weight of the data point in an atom at the start; the rest is a random direction."""
@@ -46,7 +47,7 @@ def check_moments(moments: Moments) -> None:
 @torch.no_grad()
 def initialise(
     sae: Dictionary,
-    rows: Tensor,
+    rows: Tensor | Rows,
     moments: Moments | None = None,
     seed: int = 0,
     *,
@@ -62,7 +63,7 @@ def initialise(
 
     Args:
         sae: the dictionary, of any kind.
-        rows: `[n, d]` raw data points to start from.
+        rows: `[n, d]` raw data points to start from, with the side information that `sae.needs` names, if any.
         moments: of a longer stretch of the data; None takes them from `rows`.
         seed: of the draws.
         start: `data`: atoms near data points, as above; `random`: directions drawn from the sphere.
@@ -70,13 +71,15 @@ def initialise(
             at their geometric median (see `geometric_median`), where tokens with huge norms move the mean.
 
     Raises:
-        ValueError: see `check_moments` and `Normaliser.fit`, for another start or centre, or if it is folded.
+        ValueError: see `check_moments`, `Normaliser.fit` and `visae.sae.side.unpack`, for another start or centre, or if
+            it is folded.
     """
     if sae.folded:
         raise ValueError(f"this dictionary is folded ({', '.join(sae.folded)}) and for inference only: train another")
     for name, value, known in (("start", start, ("data", "random")), ("centre", centre, ("mean", "median"))):
         if value not in known:
             raise ValueError(f"{name} is {' or '.join(known)}, got {value!r}")
+    rows, side = unpack(rows, sae.needs, who=f"a {sae.kind} dictionary")
     if moments is None:
         moments = Moments(sae.d, sae.normaliser.covariance)
         moments.add(rows)
@@ -105,6 +108,7 @@ def initialise(
     with torch.random.fork_rng(devices=[rows.device] if rows.device.type == "cuda" else []):
         torch.manual_seed(seed)  # some kinds draw noise while training
         _fit_scale(sae, probe)
+    sae.modulation.start(generator, side)
     sae.samples_since_fired.zero_()
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from visae.ops import fast_precision
-from visae.sae import initialise, kind_options, make_sae
+from visae.sae import Rows, initialise, kind_options, make_sae
+from visae.sae.side import join
 from visae.train.config import TrainConfig
 from visae.train.planted import Planted, PlantedConfig
 from visae.train.trainer import Trainer
@@ -37,20 +38,25 @@ class Size:
     k: int
     kind: str = "topk"
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the kind."""
+        return {"k": self.k} if "k" in kind_options(self.kind) else {}
 
-def batches(size: Size, n: int = 4) -> list[Tensor]:
+
+def batches(size: Size, n: int = 4) -> list[Tensor | Rows]:
     """Planted tokens in memory: 4 d features, 24 active, frequencies falling as rank^-0.7."""
-    world = Planted(PlantedConfig(d=size.d, n_features=4 * size.d, active=24, zipf=0.7), size.batch)
-    return [world.sample(size.batch, i)[0] for i in range(n)]
+    needs = make_sae(size.kind, size.d, size.n_latents, **size.options).needs
+    world = Planted(PlantedConfig(d=size.d, n_features=4 * size.d, active=24, zipf=0.7), size.batch, needs=needs)
+    return [world.rows(size.batch, i) for i in range(n)]
 
 
-def bare_step(size: Size, tier: str, precision: str, data: list[Tensor]) -> tuple[Trainer, Callable[[], None]]:
+def bare_step(size: Size, tier: str, precision: str, data: list[Tensor | Rows]) -> tuple[Trainer, Callable[[], None]]:
     """A trainer, and a function that takes its step: forward, loss, backward, update, counts; no loader and no log."""
-    options: dict[str, Any] = {"k": size.k} if "k" in kind_options(size.kind) else {}
-    sae = make_sae(size.kind, size.d, size.n_latents, **options)
+    sae = make_sae(size.kind, size.d, size.n_latents, **size.options)
     config = TrainConfig(steps=10_000, batch=size.batch, ops=tier, precision=precision, device="cpu")  # type: ignore[arg-type]
     trainer = Trainer(sae, config, progress=False)
-    initialise(sae, torch.cat(data))
+    initialise(sae, join(data))
 
     def step() -> None:
         x = data[trainer.step % len(data)]
@@ -88,9 +94,10 @@ def bench_step(size: Size, repeats: int = 10, progress: bool = False) -> dict[st
         of its own; `precision`: what `auto` takes on this machine.
     """
     data = batches(size)
+    tokens = data[0].rows if isinstance(data[0], Rows) else data[0]
     jobs: dict[str, Callable[[], None]] = {
-        "fp32 floor": floor(size, torch.float32, data[0]),
-        "bf16 floor": floor(size, torch.bfloat16, data[0]),
+        "fp32 floor": floor(size, torch.float32, tokens),
+        "bf16 floor": floor(size, torch.bfloat16, tokens),
     }
     jobs |= {f"{tier} {precision}": bare_step(size, tier, precision, data)[1] for tier, precision in TIERS}
     seconds: dict[str, list[float]] = {name: [] for name in jobs}

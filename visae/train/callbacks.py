@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from visae.sae.dictionary import Losses
+from visae.sae.side import Rows
 
 if TYPE_CHECKING:
     from visae.train.trainer import Trainer
@@ -37,7 +38,7 @@ class Callback:
             ValueError: if it cannot work with this dictionary or these settings.
         """
 
-    def begin(self, trainer: "Trainer", rows: Tensor) -> None:
+    def begin(self, trainer: "Trainer", rows: Tensor | Rows) -> None:
         """The weights have their start; `rows` `[n, d]` are the raw tokens that it was made from."""
 
     def after_step(self, trainer: "Trainer", losses: Losses) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from visae.sae import Moments, initialise
+from visae.sae import Moments, Rows, initialise
 from visae.sae.init import check_moments
 from visae.train.feed import Batches, LoaderEnded
 from visae.train.record import Recorder
@@ -64,9 +64,9 @@ def finish(
     return metrics
 
 
-def _held_out(trainer: "Trainer", feed: Batches) -> list[Tensor]:
+def _held_out(trainer: "Trainer", feed: Batches) -> list[Tensor | Rows]:
     """The next batches of the loader; the last one trained on where the loader has no more."""
-    batches: list[Tensor] = []
+    batches: list[Tensor | Rows] = []
     # a short run is not worth a long calibration
     wanted = min(trainer.config.calibration_rows, trainer.samples)
     while sum(b.shape[0] for b in batches) < wanted:

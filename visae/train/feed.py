@@ -6,7 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from visae.sae import Moments
+from visae.sae import Moments, Rows
+from visae.sae.side import join, unpack
 
 START_BYTES = 2**27
 """At most so many bytes of rows are held for the first atoms; all rows read count for mean and scale."""
@@ -19,11 +20,11 @@ class LoaderEnded(ValueError):
 class Batches(Protocol):
     """What a run asks of its batches: `Feed`, or a share in one."""
 
-    def __next__(self) -> Tensor:
+    def __next__(self) -> Tensor | Rows:
         """The next batch `[b, d]`."""
         ...
 
-    def first(self, rows: int, covariance: bool = False) -> tuple[Moments, Tensor]:
+    def first(self, rows: int, covariance: bool = False) -> tuple[Moments, Tensor | Rows]:
         """Moments of the next `rows` rows, with their covariance if asked, and those of them that may be held `[m, d]`.
 
         All stay to be drawn.
@@ -56,36 +57,47 @@ class FirstRows:
 
     def __init__(self, d: int, covariance: bool = False):
         self.moments = Moments(d, covariance)
-        self._held: list[Tensor] = []
+        self._held: list[Tensor | Rows] = []
+        self._bytes = 0
 
-    def add(self, x: Tensor) -> None:
+    def add(self, x: Tensor | Rows) -> None:
         """Takes in rows `[n, d]`."""
-        self.moments.add(x)
-        if sum(held.nbytes for held in self._held) < START_BYTES:
+        tokens = x.rows if isinstance(x, Rows) else x
+        self.moments.add(tokens)
+        if self._bytes < START_BYTES:
             self._held.append(x)
+            self._bytes += tokens.nbytes
 
     @property
-    def rows(self) -> Tensor:
+    def rows(self) -> Tensor | Rows:
         """`[m, d]`: as many of them as may be held."""
-        return torch.cat(self._held)
+        return join(self._held)
 
 
 class Feed:
-    """Batches `[b, d]` float32 on a device.
+    """Batches `[b, d]` float32 on a device; `Rows` where the dictionary needs side information (`visae.sae.side`).
 
     A loader with `state_dict` and `load_state_dict` is rewound and resumed by them. Another iterable that can be
     iterated again (a list, a torch `DataLoader`) starts anew when it ends; an iterator ends when it ends. Both are
     resumed by drawing and dropping what was used, which is exact if they bring the same batches again.
 
     Args:
-        loader: tensors `[b, d]` of any float dtype, or things with such `rows`.
+        loader: tensors `[b, d]` of any float dtype, or things with such `rows` and what `needs` names.
         d: expected length of a row.
         device: where batches go.
         batch: expected rows per batch; None allows any.
+        needs: names of the side information that a batch must bring.
     """
 
-    def __init__(self, loader: Iterable[Any], d: int, device: torch.device, batch: int | None = None):
-        self.loader, self.d, self.device, self.batch = loader, d, device, batch
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        d: int,
+        device: torch.device,
+        batch: int | None = None,
+        needs: tuple[str, ...] = (),
+    ):
+        self.loader, self.d, self.device, self.batch, self.needs = loader, d, device, batch, needs
         self.stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
         self.drawn = 0
         self._replay: list[Any] = []
@@ -93,19 +105,20 @@ class Feed:
         self._endless = self.stateful or not isinstance(loader, Iterator)
         self._bad = torch.tensor(-1, device=device)
 
-    def __next__(self) -> Tensor:
+    def __next__(self) -> Tensor | Rows:
         """The next batch.
 
         Raises:
             LoaderEnded: if there is none.
-            ValueError: for a wrong shape, or (on a CPU at once, elsewhere at the next `check`) for NaN or infinity.
+            ValueError: for a wrong shape, missing side information, or (on a CPU at once, elsewhere at the next
+                `check`) for NaN or infinity.
         """
         raw = self._replay.pop(0) if self._replay else self._draw()
         x = self._checked(raw)
         self.drawn += 1
         return x
 
-    def peek(self, rows: int) -> Iterator[Tensor]:
+    def peek(self, rows: int) -> Iterator[Tensor | Rows]:
         """Yields the next batches until they hold `rows` rows, then forgets having drawn them.
 
         A loader that cannot be rewound is replayed from memory.
@@ -130,7 +143,7 @@ class Feed:
             self._iterator = None
         self._replay = kept + self._replay
 
-    def first(self, rows: int, covariance: bool = False) -> tuple[Moments, Tensor]:
+    def first(self, rows: int, covariance: bool = False) -> tuple[Moments, Tensor | Rows]:
         """See `Batches.first`."""
         first = FirstRows(self.d, covariance)
         for x in self.peek(rows):
@@ -151,7 +164,7 @@ class Feed:
                 return raw
         raise LoaderEnded(f"the loader ended after {self.drawn} batches")
 
-    def _checked(self, raw: Any) -> Tensor:
+    def _checked(self, raw: Any) -> Tensor | Rows:
         x = getattr(raw, "rows", raw)
         if not isinstance(x, Tensor):
             raise TypeError(f"a loader brings tensors [b, d] (or things with such rows), got {type(x).__name__}")
@@ -171,7 +184,10 @@ class Feed:
             self._bad = torch.where((self._bad < 0) & ~finite, self.drawn, self._bad)
         elif not finite:
             self._refuse(x)
-        return x
+        if not self.needs:
+            return x
+        _, side = unpack(raw, self.needs, who=f"batch {self.drawn}")
+        return Rows(x, {name: value.to(self.device, non_blocking=True) for name, value in side.items()})
 
     def _refuse(self, x: Tensor) -> None:
         if bad := int((~torch.isfinite(x)).sum()):  # a sum may also overflow on finite values

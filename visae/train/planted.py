@@ -1,13 +1,13 @@
 """Planted dictionaries: data whose true features are known, for tests and quality benchmarks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from visae.sae import Dictionary
+from visae.sae import Dictionary, Rows
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class PlantedConfig:
         spread: ... with this deviation, at least 0.1.
         offset: length per dimension of the constant added to every sample.
         noise: standard deviation of the noise per dimension.
+        drift: how much scale and offset of every dimension follow the noise level, where batches bring `sigma`.
         seed: of the features and samples; must differ from the dictionary's, or the start could hold the answer.
     """
 
@@ -34,6 +35,7 @@ class PlantedConfig:
     spread: float = 0.5
     offset: float = 0.3
     noise: float = 0.02
+    drift: float = 0.0
     seed: int = 1234
 
 
@@ -45,35 +47,71 @@ class Planted:
         batch: rows per batch.
         part: another part gives other samples of the same world (held-out data).
         sae_seed: seed of the dictionary that will be trained on it.
+        needs: side information to bring (`Dictionary.needs`): `sigma`, noise levels between 0 and 10 which the tokens
+            drift with; `other`, tokens with the same codes of features 0, 2, ... and codes drawn anew of 1, 3, ...
 
     Raises:
         ValueError: if data and dictionary share a seed: both draw unit vectors, and the start would hold the truth.
     """
 
-    def __init__(self, config: PlantedConfig, batch: int = 512, part: int = 0, sae_seed: int = 0):
+    def __init__(
+        self,
+        config: PlantedConfig,
+        batch: int = 512,
+        part: int = 0,
+        sae_seed: int = 0,
+        needs: Sequence[str] = (),
+    ):
         if config.seed == sae_seed:
             raise ValueError(
                 f"the planted features and the dictionary's start share seed {sae_seed}: choose another, "
                 "or recovery means nothing"
             )
-        self.config, self.batch, self.part, self.drawn = config, batch, part, 0
+        self.config, self.batch, self.part, self.drawn, self.needs = config, batch, part, 0, tuple(needs)
         generator = torch.Generator().manual_seed(config.seed)
         rows = torch.randn(config.n_features, config.d, generator=generator)
         self.features = torch.nn.functional.normalize(rows, dim=1)
         self.offset = config.offset * torch.randn(config.d, generator=generator)
         ranks = torch.arange(1, config.n_features + 1, dtype=torch.float64) ** -config.zipf
         self.probability = (ranks * config.active / ranks.sum()).clamp(max=0.5).float()
+        self._waves = torch.randn(3, config.d, generator=generator)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Tensor | Rows]:
         """Batches from where the loader stands."""
         while True:
             self.drawn += 1
-            yield self.sample(self.batch, self.drawn - 1)[0]
+            yield self.rows(self.batch, self.drawn - 1)
+
+    def rows(self, n: int, index: int = 0) -> Tensor | Rows:
+        """Samples `[n, d]` of the index-th batch, with the side information that is needed."""
+        x, codes = self.sample(n, index)
+        side: dict[str, Tensor] = {}
+        if "sigma" in self.needs:
+            side["sigma"] = 10 * torch.rand(n, generator=self._generator(index, 1))
+            x = self._drifted(x, side["sigma"][:, None] / 10)
+        if "other" in self.needs:
+            drawn = self.sample(n, -1 - index)[1]
+            drawn[:, ::2] = codes[:, ::2]
+            side["other"] = self._mix(drawn, self._generator(index, 2))
+        return Rows(x, side) if side else x
+
+    def _drifted(self, x: Tensor, time: Tensor) -> Tensor:
+        start, speed, phase = self._waves
+        gain = torch.exp(self.config.drift * torch.sin(3 * time + start))
+        return x * gain + 2 * self.config.drift * torch.sin(4 * time * speed + phase)
+
+    def _generator(self, index: int, what: int = 0) -> torch.Generator:
+        seed = (self.config.seed * 1_000_003 + self.part) * 1_000_003 + index + 1
+        return torch.Generator().manual_seed(seed + what * 7_368_787_291)
+
+    def _mix(self, codes: Tensor, generator: torch.Generator) -> Tensor:
+        noise = self.config.noise * torch.randn(len(codes), self.config.d, generator=generator)
+        return codes @ self.features + self.offset + noise
 
     def sample(self, n: int, index: int = 0) -> tuple[Tensor, Tensor]:
         """Samples `[n, d]` and their true codes `[n, n_features]` of the index-th batch."""
         c = self.config
-        generator = torch.Generator().manual_seed((c.seed * 1_000_003 + self.part) * 1_000_003 + index + 1)
+        generator = self._generator(index)
         draws = torch.rand(n, c.n_features, generator=generator)
         if c.zipf:
             active = draws < self.probability
@@ -81,8 +119,7 @@ class Planted:
             active = torch.zeros_like(draws, dtype=torch.bool).scatter_(1, draws.topk(c.active, dim=1).indices, True)
         sizes = (c.mean + c.spread * torch.randn(n, c.n_features, generator=generator)).clamp_min(0.1)
         codes = active * sizes
-        noise = c.noise * torch.randn(n, c.d, generator=generator)
-        return codes @ self.features + self.offset + noise, codes
+        return self._mix(codes, generator), codes
 
     def state_dict(self) -> dict[str, Any]:
         """Batches drawn."""

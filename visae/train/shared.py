@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from visae.sae import Moments
+from visae.sae import Moments, Rows
 from visae.train.feed import Feed, FirstRows
 
 
@@ -17,14 +17,14 @@ class Tee:
         state: JSON state of the source, after the batches drawn so far.
     """
 
-    def __init__(self, draw: Callable[[], Tensor], state: Callable[[], Any]):
+    def __init__(self, draw: Callable[[], Any], state: Callable[[], Any]):
         self._draw, self._state = draw, state
-        self._held: dict[int, Tensor] = {}
+        self._held: dict[int, Any] = {}
         self._states: dict[int, Any] = {}
         self.drawn = 0
         self.readers: list[Reader] = []
 
-    def at(self, position: int) -> Tensor:
+    def at(self, position: int) -> Any:
         """The batch at a position, 0 being the first."""
         while self.drawn <= position:
             if any(reader.position < self.drawn for reader in self.readers):
@@ -62,7 +62,7 @@ class Reader:
         self.tee, self.position = tee, 0
         tee.readers.append(self)
 
-    def __next__(self) -> Tensor:
+    def __next__(self) -> Any:
         """The next batch."""
         batch = self.tee.at(self.position)
         self.position += 1
@@ -85,7 +85,7 @@ class Shared:
     def __init__(self, feed: Feed):
         self.feed = feed
         self.tee = Tee(lambda: next(feed), feed.state)
-        self.first: tuple[Moments, Tensor] | None = None
+        self.first: tuple[Moments, Tensor | Rows] | None = None
         self._resumed: dict[Branch, dict[str, Any]] = {}
 
     def resume(self, branch: "Branch", state: dict[str, Any]) -> None:
@@ -112,19 +112,19 @@ class Branch:
     def __init__(self, shared: Shared):
         self.shared, self.reader = shared, Reader(shared.tee)
 
-    def __next__(self) -> Tensor:
+    def __next__(self) -> Tensor | Rows:
         """The next batch; the shared feed has checked it."""
-        return next(self.reader)
+        return next(self.reader)  # type: ignore[no-any-return]
 
-    def coming(self) -> Tensor:
+    def coming(self) -> Tensor | Rows:
         """The next batch, which stays to be drawn."""
-        return self.reader.tee.at(self.reader.position)
+        return self.reader.tee.at(self.reader.position)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Draws no more."""
         self.reader.close()
 
-    def first(self, rows: int, covariance: bool = False) -> tuple[Moments, Tensor]:
+    def first(self, rows: int, covariance: bool = False) -> tuple[Moments, Tensor | Rows]:
         """See `Batches.first`; read once for all, by `read_first`."""
         if self.shared.first is None:
             self.shared.first = self.shared.feed.first(rows, covariance)

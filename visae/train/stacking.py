@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from visae.ops import Eager, Stack
-from visae.sae import Dictionary
+from visae.sae import Dictionary, Rows
 from visae.sae.encoders import Linear
 
 if TYPE_CHECKING:
@@ -22,9 +22,11 @@ CELLS = 2**28
 def stackable(sae: Dictionary) -> bool:
     """Whether the encoder's product is all that the kernels need of it while training.
 
-    It is for dictionaries without code of their own, with a linear encoder and an activation that goes by a rule.
+    It is for dictionaries without code of their own, with a linear encoder that sees normalised tokens alone, and an
+    activation that goes by a rule.
     """
-    return type(sae) is Dictionary and type(sae.encoder) is Linear and sae.train().activation.rule() is not None
+    plain = type(sae) is Dictionary and type(sae.encoder) is Linear and not sae.needs_to_encode
+    return plain and sae.train().activation.rule() is not None
 
 
 class Cohort:
@@ -38,15 +40,15 @@ class Cohort:
     def __init__(self, members: Sequence["Member"], stack: Stack | None):
         self.members, self.stack = list(members), stack
 
-    def prepare(self, trainers: Sequence["Trainer"], x: Tensor) -> None:
+    def prepare(self, trainers: Sequence["Trainer"], x: Tensor | Rows) -> None:
         """Computes the pre-activations of a batch for those of the members that these trainers train."""
         if self.stack is None or not all(isinstance(trainer.ops, Eager) for trainer in trainers):
             return
-        saes = [trainer.sae for trainer in trainers]
+        saes, tokens = [trainer.sae for trainer in trainers], x.rows if isinstance(x, Rows) else x
         places = {id(member.sae): i for i, member in enumerate(self.members)}
         self.stack.prepare(
             [places[id(sae)] for sae in saes],
-            [sae.normalise(x) - sae.decoder.bias for sae in saes],
+            [sae.normalise(tokens) - sae.decoder.bias for sae in saes],
             [sae.b_enc for sae in saes],
             [trainer.ops for trainer in trainers],  # type: ignore[misc]
         )

@@ -143,7 +143,8 @@ class Suite:
             out = None if self.out is None else self.out / member.name
             trainer = Trainer(member.sae, member.config, out, progress=False)
             if member.site not in shared:
-                shared[member.site] = Shared(trainer.feed(streams[member.site]))
+                needs = [name for other in self.members if other.site == member.site for name in other.sae.needs]
+                shared[member.site] = Shared(trainer.feed(streams[member.site], needs))
             branch = Branch(shared[member.site])
             run = trainer.run(branch, held_out.get(member.site), resume=resume)
             runners[member.name] = _Runner(member, trainer, branch, run)

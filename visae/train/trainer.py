@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from visae.ops import Adam, Fused, fast_precision, make_ops
-from visae.sae import Dictionary
+from visae.sae import Dictionary, Rows
 from visae.sae.dictionary import Losses
 from visae.sae.penalties import Penalty
 from visae.train import checkpoint, resuming
@@ -98,7 +98,7 @@ class Trainer:
         self.step = self.samples = 0
         self.history: list[dict[str, Any]] = []
         self._dead: Tensor | None = None
-        self.last: Tensor | None = None
+        self.last: Tensor | Rows | None = None
         self.stopped = False
         self._log_with = log_with
         self.callbacks = gather(self, callbacks)
@@ -165,9 +165,10 @@ class Trainer:
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
 
-    def feed(self, loader: Iterable[Any]) -> Feed:
-        """Batches of a loader as this run wants them."""
-        return Feed(loader, self.sae.d, self.device, self.config.batch if self.config.tokens is not None else None)
+    def feed(self, loader: Iterable[Any], needs: Iterable[str] = ()) -> Feed:
+        """Batches of a loader as this run wants them, with what else others need who read along."""
+        batch = self.config.batch if self.config.tokens is not None else None
+        return Feed(loader, self.sae.d, self.device, batch, tuple(dict.fromkeys([*self.sae.needs, *needs])))
 
     def run(
         self, feed: Batches, validation: Iterable[Tensor] | None = None, *, resume: bool = False
@@ -202,7 +203,7 @@ class Trainer:
 
     # -- the four pieces of a step
 
-    def _take(self, feed: Batches) -> Tensor:
+    def _take(self, feed: Batches) -> Tensor | Rows:
         """Draws a batch."""
         try:
             self.last = next(feed)
@@ -215,7 +216,7 @@ class Trainer:
                 + ". Give an endless or re-iterable loader, or a smaller budget"
             ) from ended
 
-    def grade(self, x: Tensor) -> Losses:
+    def grade(self, x: Tensor | Rows) -> Losses:
         """Forward, loss, backward; gradients are averaged over processes."""
         if self._dead is None or self.device.type == "cpu" or self.step % DEAD_EVERY == 0:
             self._dead = (self.sae.samples_since_fired >= self.dead_window).nonzero()[:, 0]
@@ -249,7 +250,7 @@ class Trainer:
         recorder: Recorder,
         feed: Batches,
         losses: Losses,
-        x: Tensor,
+        x: Tensor | Rows,
         lr: float,
         validation: Iterable[Tensor] | None,
     ) -> None:
@@ -297,7 +298,8 @@ class Trainer:
 
     # -- numbers
 
-    def _metrics(self, losses: Losses, x: Tensor, lr: float) -> dict[str, Any]:
+    def _metrics(self, losses: Losses, x: Tensor | Rows, lr: float) -> dict[str, Any]:
+        x = x.rows if isinstance(x, Rows) else x
         with torch.no_grad():
             recon = self.sae.restore(losses.recon, x)
             values = {

@@ -17,8 +17,9 @@ def validate(sae: Dictionary, batches: Iterable[Tensor]) -> dict[str, float]:
     """
     moments, error, codes_seen = Moments(sae.d), 0.0, 0
     for batch in batches:
-        x = batch.to(sae.mean.device, torch.float32)
-        codes = sae.encode(x)
+        x, side = sae.unpack(batch)
+        x = x.to(sae.mean.device, torch.float32)
+        codes = sae.encode(x, **side)
         error += float((x.double() - sae.decode(codes).double()).square().sum())
         codes_seen += int(codes.l0().sum())
         moments.add(x)

@@ -1,7 +1,8 @@
 """Penalties: further terms of the loss, each a function of one training pass."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -18,13 +19,14 @@ class Pass:
 
     Attributes:
         sae: the dictionary.
-        u: `[n, d]` normalised inputs.
+        u: `[n, d]` normalised inputs, as the encoder took them.
         pre: `[n, F]` pre-activations where they exist as a tensor of the graph (dense kinds, other encoders).
         codes: the codes.
         recon: `[n, d]` reconstruction in the space of `u`, detached.
         dead: `[m]` int64 dead latents; None where there are none.
         progress: share of the training budget spent, 0 to 1.
         ops: the kernels in use.
+        side: what came beside the inputs, raw; see `visae.sae.side`.
     """
 
     sae: "Dictionary"
@@ -35,6 +37,7 @@ class Pass:
     dead: Tensor | None
     progress: float
     ops: Ops
+    side: Mapping[str, Tensor] = field(default_factory=dict)
 
     def dense_pre(self) -> Tensor:
         """`[n, F]` pre-activations of a kind whose activation is dense.
@@ -52,11 +55,13 @@ class Penalty(nn.Module, ABC):
 
     Attributes:
         name: in the logs.
+        needs: names of the side information that it reads in `Pass.side`.
         warmup: share of training over which the term rises linearly from 0; None for terms that are there at once.
             `TrainConfig.sparsity_warmup` sets it for all that have one.
     """
 
     name: str
+    needs: tuple[str, ...] = ()
     warmup: float | None = None
 
     @abstractmethod
