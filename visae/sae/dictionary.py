@@ -236,7 +236,7 @@ class Dictionary(nn.Module):
         for penalty in self.penalties:
             if (term := penalty(run)) is not None:
                 terms[cast(Penalty, penalty).name] = term
-        return Losses(terms, codes, self.modulation.undo(recon, side))
+        return Losses(terms, codes, self.modulation.undo(recon, side).detach())
 
     def _compare(
         self, u: Tensor, v: Tensor, codes: Coded, side: Mapping[str, Tensor], ops: Ops
