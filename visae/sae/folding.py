@@ -2,8 +2,9 @@
 
 *Normaliser.* With `u = T (x - m)` an encoder of x reads by `W T`, and the decoder writes `T^-1 D` around `T^-1 b + m`:
 exact for `none`, `scale` and `whiten`, and codes do not change. A token's own scale (`unit`, `layer_norm`) is no matter
-of weights: there the normaliser stays, and only the typical scale moves; it stays, too, before a modulation. Parts that cannot take T into their weights
-keep it as a buffer: an unknown encoder behind `Turned`, an activation that looks at inputs in `Dictionary.turn`.
+of weights: there the normaliser stays, and only the typical scale moves. Before a modulation it stays as it is. Parts
+that cannot take T into their weights keep it as a buffer: an unknown encoder behind `Turned`, an activation that looks
+at inputs in `Dictionary.turn`.
 
 *Norms.* `directions()` get length 1 and codes are multiplied by the lengths g they had, so codes of different latents
 compare. Where every latent is decided for itself, encoder rows, biases and thresholds take g. Where latents compete

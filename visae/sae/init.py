@@ -71,8 +71,8 @@ def initialise(
             at their geometric median (see `geometric_median`), where tokens with huge norms move the mean.
 
     Raises:
-        ValueError: see `check_moments`, `Normaliser.fit` and `visae.sae.side.unpack`, for another start or centre, or if
-            it is folded.
+        ValueError: see `check_moments`, `Normaliser.fit` and `visae.sae.side.unpack`; for another start or centre, or a
+            folded dictionary.
     """
     if sae.folded:
         raise ValueError(f"this dictionary is folded ({', '.join(sae.folded)}) and for inference only: train another")
