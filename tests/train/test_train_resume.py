@@ -89,6 +89,7 @@ SCHEMES = {
     "averaged": ("gated", {"ema": 0.9}),
     "resampled": ("relu_l1", {"resample_every": 4, "dead_window": 64, "sparsity_warmup": 0.0}),
     "best": ("topk", {"best": True, "patience": 3, "validate_every": 2, "ema": 0.5, "lr": 3e-3}),
+    "warned": ("topk", {"checkpoint_every": 2, "log_every": 5, "lr": 3.0}),
     "stopped early": ("topk", {"patience": 1, "validate_every": 4, "best": True, "lr": 3.0}),
 }
 HELD_OUT = [Planted(WORLD, part=1).sample(200)[0]]
@@ -103,7 +104,7 @@ def test_every_scheme_resumes_bit_for_bit_after_a_crash_at_any_step(name, tmp_pa
     assert (result.steps < 20) == (name == "stopped early")
     if name == "resampled":
         assert sum(line.get("resampled", 0) for line in result.history) > 0
-    for batches in (5, 11, 16, 21):
+    for batches in (5, 8, 11, 16, 21):
         folder = tmp_path / str(batches)
         with suppress(Stop):
             fit(kind, folder, StopsAfter(Planted(WORLD, 64), batches), held_out=HELD_OUT, options=options, **settings)

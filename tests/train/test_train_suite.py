@@ -77,7 +77,8 @@ def same_run(a, b):
     assert (first.step, first.notes) == (second.step, second.notes)
     for ours, theirs in zip(read_metrics(a), read_metrics(b), strict=True):
         assert ours.keys() == theirs.keys()
-        numbers = [k for k in ours if k != "rows_per_second" and ours[k] is not None]
+        assert ours.get("warnings") == theirs.get("warnings")
+        numbers = [k for k in ours if k not in ("rows_per_second", "warnings") and ours[k] is not None]
         assert [ours[k] for k in numbers] == pytest.approx([theirs[k] for k in numbers], abs=10 * TOLERANCE, rel=0)
 
 

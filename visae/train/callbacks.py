@@ -77,6 +77,7 @@ def gather(trainer: "Trainer", more: Iterable[Callback]) -> list[Callback]:
     from visae.train.average import Average
     from visae.train.best import Best
     from visae.train.resample import Resample
+    from visae.train.trouble import Watch
 
     config = trainer.config
     found: list[Callback] = []
@@ -86,7 +87,7 @@ def gather(trainer: "Trainer", more: Iterable[Callback]) -> list[Callback]:
         found.append(Average(config.ema))
     if config.best or config.patience is not None:
         found.append(Best(config.patience, use=config.best))
-    found += more
+    found += [Watch(), *more]
     names = [callback.name for callback in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"callbacks need different names, got {', '.join(twice)} twice")

@@ -56,7 +56,8 @@ def finish(
         sae.calibrate(held_out)
     agree(trainer)
     sae.eval()
-    metrics = dict(recorder.history[-1]) if recorder.history else {"step": trainer.step}
+    last = recorder.history[-1] if recorder.history else {"step": trainer.step}
+    metrics = {name: value for name, value in last.items() if name != "warnings"}
     if validation is not None:
         values = validate(sae, validation)
         recorder.log(trainer.step, {**values, "final": True})

@@ -9,6 +9,14 @@ from types import TracebackType
 from typing import Any
 
 METRICS = "metrics.jsonl"
+SHOWN = {
+    "fvu": ("FVU", "{:.3g}"),
+    "l0": ("L0", "{:.3g}"),
+    "dead": ("dead", "{:.1%}"),
+    "val_fvu": ("held-out FVU", "{:.3g}"),
+    "rows_per_second": ("rows/s", "{:,.0f}"),
+}
+"""What the bar shows of a line, and how."""
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
@@ -53,6 +61,7 @@ class Recorder:
             dynamic_ncols=True,
         )
         self._clock, self._rows = time.perf_counter(), 0
+        self._shown: dict[str, str] = {}
 
     def __enter__(self) -> "Recorder":
         return self
@@ -82,8 +91,10 @@ class Recorder:
         if self._file is not None:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-        self._bar.set_postfix({k: f"{line[k]:.3g}" for k in ("fvu", "l0", "dead") if line.get(k) is not None})
-        self.accelerator.log({k: v for k, v in line.items() if v is not None and k != "step"}, step=step)
+        self._shown |= {SHOWN[k][0]: SHOWN[k][1].format(line[k]) for k in SHOWN if line.get(k) is not None}
+        self._bar.set_postfix(self._shown)
+        numbers = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
+        self.accelerator.log(numbers, step=step)
 
 
 def _truncate(file: Path, step: int) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from visae.train.ends import begin, finish
 from visae.train.feed import Batches, Feed, LoaderEnded
 from visae.train.randomness import Randomness
 from visae.train.record import Recorder
+from visae.train.trouble import told
 from visae.train.validate import validate
 
 DEAD_EVERY = 32
@@ -35,12 +36,14 @@ class TrainResult:
         samples: rows trained on in all, over all processes.
         metrics: last line of the metrics, with `val_fvu` and `val_l0` where validation batches were given.
         history: all lines.
+        warnings: raised on the way, see `visae.train.trouble`: `name`, `stage`, `found`, and the `step`.
     """
 
     steps: int
     samples: int
     metrics: dict[str, Any]
     history: list[dict[str, Any]]
+    warnings: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Trainer:
@@ -199,7 +202,7 @@ class Trainer:
             metrics = finish(self, feed, recorder, validation)
         if self._log_with:
             self.accelerator.end_training()
-        return TrainResult(self.step, self.samples, metrics, recorder.history)
+        return TrainResult(self.step, self.samples, metrics, recorder.history, told(recorder.history))
 
     # -- the four pieces of a step
 
