@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from visae.ops import Eager, Reference
-from visae.sae import initialise, kind_options, kinds
+from visae.ops import Dense, Eager, Ragged, Reference
+from visae.sae import initialise, kind_options, kinds, make_sae
+from visae.sae.activations import Elementwise
 
 D, F = 16, 64
 
@@ -94,3 +95,45 @@ def test_the_reconstruction_loss_is_the_fraction_of_variance_unexplained(kind, s
     fvu = (x - recon).square().sum() / (x - x.mean(0)).square().sum()
     assert losses.terms["recon"].item() == pytest.approx(fvu.item(), rel=1e-4)
     assert x.shape[1] == D
+
+
+ELEMENTWISE = [k for k in kinds() if isinstance(make_sae(k, 16, 64).activation, Elementwise)]
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_elementwise_kinds_on_the_sparse_path_have_the_loss_and_gradients_of_the_dense_one(
+    name, tokens, started, gradients
+):
+    sae, x = started(name), tokens(200)
+    dead = torch.tensor([3, 10, 11, 40])
+    assert not sae.activation.sparse, "dense until a batch has been seen"
+    slow, losses = gradients(sae, x, Reference(), dead), sae.losses(x, Eager(), dead=dead)
+    assert isinstance(losses.codes, Dense)
+    seen = float(sae.activation.reached)
+    sae.activation.reached.fill_(0.0)
+    sparse = sae.losses(x, Eager(), dead=dead)
+    assert isinstance(sparse.codes, Ragged)
+    assert float(sae.activation.reached) == pytest.approx(seen), "the same entries matter"
+    assert torch.allclose(sparse.codes.to_dense(), losses.codes.values)
+    sae.activation.reached.fill_(0.0)
+    fast = gradients(sae, x, Eager(), dead)
+    for key in slow:
+        assert torch.allclose(slow[key], fast[key], rtol=1e-9, atol=1e-12), key
+
+
+def test_training_takes_the_sparse_path_when_few_entries_matter_and_leaves_it_when_many_do():
+    sae = make_sae("relu_l1", 16, 400)
+    initialise(sae, torch.randn(500, 16))
+    sae.train()
+    with torch.no_grad():
+        sae.encoder.bias.fill_(-10.0)
+        sae.encoder.bias[:5] = 10.0
+    assert isinstance(sae.losses(torch.randn(50, 16), Eager()).codes, Dense)
+    assert isinstance(sae.losses(torch.randn(50, 16), Eager()).codes, Ragged)
+    with torch.no_grad():
+        sae.encoder.bias.fill_(10.0)
+    assert isinstance(sae.losses(torch.randn(50, 16), Eager()).codes, Ragged)
+    assert isinstance(sae.losses(torch.randn(50, 16), Eager()).codes, Dense)
+    sae.activation.reached.fill_(0.0)
+    sae.eval()
+    assert isinstance(sae.losses(torch.randn(50, 16), Eager()).codes, Dense), "inference has one path"

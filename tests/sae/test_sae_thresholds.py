@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from visae.ops import Dense
 from visae.sae import make_sae
 from visae.sae.thresholds import FeatureChoice, JumpReLU
 
@@ -19,7 +20,7 @@ def smoothed(theta, pre, draws=200_001):
 def test_the_gradient_of_the_count_is_that_of_the_smoothed_count():
     pre = torch.tensor([0.3, 0.8, 0.9, 1.05, 1.2, 1.3, 2.0], dtype=torch.float64)
     part = JumpReLU(1, 1, WIDTH).double()
-    part.count(pre[:, None]).sum().backward()
+    part.count(Dense(pre[:, None])).row_sum().mul(len(pre)).backward()
     step = 1e-3
     slope = (smoothed(1 + step, pre) - smoothed(1 - step, pre)) / (2 * step)
     assert float(part.threshold.grad) == pytest.approx(float(slope), rel=1e-2)

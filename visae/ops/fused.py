@@ -13,8 +13,11 @@ from torch import Tensor
 from visae.ops.eager import Eager
 from visae.ops.kernels import Kernels, Part
 from visae.ops.nesting import Nesting
-from visae.ops.rules import BatchTopK, Rule, TopK
+from visae.ops.rules import Above, BatchTopK, Rule, TopK
 from visae.ops.sparse import Coded, Pattern, Ragged, gather_sum
+
+COMPILED = (TopK, BatchTopK, Above)
+"""Rules that the kernels know; others are applied by stock torch."""
 
 
 class _Reconstructed(torch.autograd.Function):
@@ -176,7 +179,7 @@ class Fused(Eager):
         pre = self._buffer(x, weight.shape[0]) if ready is None else ready
         if ready is None:
             torch.mm(x.to(pre.dtype), (self.half(weight) if pre.dtype == torch.bfloat16 else weight).T, out=pre)
-        if isinstance(rule, TopK | BatchTopK):
+        if isinstance(rule, COMPILED):
             pattern = self._pick(pre, bias, rule)
         else:
             pattern = rule.pick(pre + bias.to(pre.dtype))
@@ -186,7 +189,9 @@ class Fused(Eager):
             values = self.kernels.dots(x, weight.contiguous(), pattern)
         return pattern, values + bias[pattern.columns]
 
-    def _pick(self, pre: Tensor, bias: Tensor, rule: TopK | BatchTopK) -> Pattern:
+    def _pick(self, pre: Tensor, bias: Tensor, rule: TopK | BatchTopK | Above) -> Pattern:
+        if isinstance(rule, Above):
+            return self.kernels.above(pre, bias, rule.threshold.detach().float().expand_as(bias).contiguous())
         if isinstance(rule, BatchTopK):
             return self.kernels.top_of_batch(pre, bias, rule.count(pre), rule.signed)
         k = min(rule.k, pre.shape[1])
@@ -194,7 +199,7 @@ class Fused(Eager):
 
     def select(self, pre: Tensor, rule: Rule) -> Coded:
         """See `visae.ops.base.Ops`."""
-        if not self._able(pre) or not isinstance(rule, TopK | BatchTopK):
+        if not self._able(pre) or not isinstance(rule, COMPILED):
             return super().select(pre, rule)
         pattern = self._pick(pre.detach().contiguous(), pre.new_zeros(pre.shape[1]), rule)
         values = pre[pattern.rows, pattern.columns]

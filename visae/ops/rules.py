@@ -145,3 +145,19 @@ class Threshold:
     def pick(self, pre: Tensor) -> Pattern:
         """See `Rule`."""
         return Pattern.of_mask(self.mask(pre))
+
+
+@dataclass(frozen=True)
+class Above:
+    """Every entry above a threshold, a scalar or `[F]`, negative ones too: where an elementwise part can vary."""
+
+    threshold: Tensor
+    signed: bool = True
+
+    def mask(self, pre: Tensor) -> Tensor:
+        """See `Rule`."""
+        return pre > self.threshold
+
+    def pick(self, pre: Tensor) -> Pattern:
+        """See `Rule`."""
+        return Pattern.of_mask(self.mask(pre))

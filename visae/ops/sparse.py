@@ -111,6 +111,10 @@ class Ragged:
         """Mean number of non-zero codes per row, a scalar."""
         return (self.values != 0).sum() / self.n_rows
 
+    def row_sum(self) -> Tensor:
+        """Mean over rows of the sum of the values."""
+        return self.values.sum() / self.n_rows
+
     def l1(self, weights: Tensor | None = None) -> Tensor:
         """Mean over rows of the sum of |value|, times a weight `[F]` per latent where given."""
         size = self.values.abs()
@@ -165,6 +169,10 @@ class Dense:
     def l0(self) -> Tensor:
         """Mean number of non-zero codes per row, a scalar."""
         return (self.values != 0).sum() / self.n_rows
+
+    def row_sum(self) -> Tensor:
+        """Mean over rows of the sum of the values."""
+        return self.values.sum() / self.n_rows
 
     def l1(self, weights: Tensor | None = None) -> Tensor:
         """Mean over rows of the sum of |value|, times a weight `[F]` per latent where given."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from visae.ops import Coded, Dense, Eager, Ops, Rule
-from visae.sae.activations import Activation
+from visae.ops import Coded, Dense, Eager, Ops, Ragged, Rule
+from visae.sae.activations import Activation, Elementwise
 from visae.sae.codes import Codes
 from visae.sae.decoders import Decoder
 from visae.sae.encoders import Encoder, Linear
@@ -183,11 +183,16 @@ class Dictionary(nn.Module):
         inside = ops.select(pre[:, among], rule).to_dense()
         return Dense(torch.zeros_like(pre).index_copy(1, among, inside))
 
-    def code(self, u: Tensor, ops: Ops) -> tuple[Coded, Tensor | None]:
-        """Codes of normalised inputs, and the pre-activations where they exist as a tensor of the graph."""
-        rule = self.activation.rule()
+    def code(self, u: Tensor, ops: Ops) -> tuple[Coded, Tensor | Ragged | None]:
+        """Codes of normalised inputs, and pre-activations that are in the graph: all, or those that matter."""
+        activation, rule = self.activation, self.activation.rule()
         if rule is not None and self.encoder.linear:
             return self._weighted(self.select(u, rule, ops)), None
+        if isinstance(activation, Elementwise) and activation.sparse and self.encoder.linear:
+            near = self.select(u, activation.reach(), ops)
+            if isinstance(near, Ragged):
+                codes: Coded = Ragged(near.pattern, activation.at(near.values, near.pattern.columns))
+                return self._weighted(codes), near
         pre = self.encoder.pre(u, self.decoder.bias)
         codes = Dense(self.activation(pre, self._seen(u))) if rule is None else ops.select(pre, rule)
         return self._weighted(codes), pre
@@ -231,7 +236,10 @@ class Dictionary(nn.Module):
         v = self.modulation(u, side)
         codes, pre = self.code(v, ops)
         recon, losses = self._compare(u, v, codes, side, ops)
-        run = Pass(self, v.detach(), pre, codes, recon, dead, progress, ops, side)
+        near, pre = (pre, None) if isinstance(pre, Ragged) else (None, pre)
+        if self.training and isinstance(self.activation, Elementwise):
+            self.activation.watch(Dense(cast(Tensor, pre)) if near is None else near)
+        run = Pass(self, v.detach(), pre, codes, recon, dead, progress, ops, side, near)
         terms = {"recon": tilted_mean(losses, tilt)}
         for penalty in self.penalties:
             if (term := penalty(run)) is not None:

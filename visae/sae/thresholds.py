@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from visae import ops
-from visae.ops import Coded, Rule
-from visae.sae.activations import Activation, check_k, cut
+from visae.ops import Coded, Dense, Rule
+from visae.sae.activations import Activation, Elementwise, check_k, cut
 
 
 class _Jump(torch.autograd.Function):
@@ -25,7 +25,7 @@ class _Jump(torch.autograd.Function):
         (grad,) = grads
         pre, theta, width = ctx.saved_tensors
         near = (pre - theta).abs() < width / 2
-        return grad * (pre > theta), -(grad * near).sum(0) * theta / width, None
+        return grad * (pre > theta), -(grad * near).sum_to_size(theta.shape) * theta / width, None
 
 
 class _Step(torch.autograd.Function):
@@ -40,10 +40,10 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad,) = grads
         pre, theta, width = ctx.saved_tensors
-        return None, -(grad * ((pre - theta).abs() < width / 2)).sum(0) / width, None
+        return None, -(grad * ((pre - theta).abs() < width / 2)).sum_to_size(theta.shape) / width, None
 
 
-class JumpReLU(Activation):
+class JumpReLU(Elementwise):
     """`z = a 1[a > theta]`, theta learnt per latent (Rajamanoharan et al. 2024, "Jumping ahead").
 
     `dz/dtheta = -(theta / eps) K((a - theta) / eps)` and `dL0/dtheta = -(1 / eps) K(.)`, K the rectangle of width 1.
@@ -81,14 +81,23 @@ class JumpReLU(Activation):
         """See `Activation.forward`."""
         return _Jump.apply(pre, self.theta, self.eps * self.unit)  # type: ignore[no-any-return]
 
+    def reach(self) -> ops.Above:
+        """See `Elementwise.reach`: above the lower end of the rectangle."""
+        return ops.Above((self.theta - self.eps * self.unit / 2).detach())
+
+    def at(self, values: Tensor, columns: Tensor) -> Tensor:
+        """See `Elementwise.at`."""
+        return _Jump.apply(values, self.theta[columns], self.eps * self.unit)  # type: ignore[no-any-return]
+
     def anneal(self, k: float) -> None:
         """See `Activation.anneal`: moves the target of `visae.sae.penalties.TargetL0`."""
         check_k(k, self.n_latents)
         self.now = k
 
-    def count(self, pre: Tensor) -> Tensor:
-        """`[n, F]` of 0 and 1: which entries exceed their threshold."""
-        return _Step.apply(pre, self.theta, self.eps * self.unit)  # type: ignore[no-any-return]
+    def count(self, entries: Coded) -> Coded:
+        """1 for each of these pre-activations that exceeds its threshold, else 0."""
+        theta = self.theta if isinstance(entries, Dense) else self.theta[entries.pattern.columns]
+        return entries.map(lambda pre: _Step.apply(pre, theta, self.eps * self.unit))
 
     @torch.no_grad()
     def start(self, pre: Tensor) -> None:
@@ -125,7 +134,7 @@ class JumpReLU(Activation):
         return made
 
 
-class Gate(Activation):
+class Gate(Elementwise):
     """`z = 1[a > 0] ReLU(exp(r) a + b)`: whether a latent fires and how much are learnt apart (gated SAEs, 2024).
 
     In the paper magnitudes are `x (W exp(r)) + b_mag`; with `b = b_mag - exp(r) b_gate` that is `exp(r) a + b`.
@@ -145,6 +154,10 @@ class Gate(Activation):
     def forward(self, pre: Tensor, x: Tensor | None = None) -> Tensor:
         """See `Activation.forward`."""
         return (pre > 0) * (self.log_gain.exp() * pre + self.bias).relu()
+
+    def at(self, values: Tensor, columns: Tensor) -> Tensor:
+        """See `Elementwise.at`."""
+        return (values > 0) * (self.log_gain[columns].exp() * values + self.bias[columns]).relu()
 
     @torch.no_grad()
     def scaled(self, gain: Tensor) -> "Gate":

@@ -43,6 +43,10 @@ class Kernels(Protocol):
         """The `count` largest entries of the whole of `pre + bias`."""
         ...
 
+    def above(self, pre: Tensor, bias: Tensor, threshold: Tensor) -> Pattern:
+        """The entries of `pre + bias` that exceed the threshold `[F]` of their latent."""
+        ...
+
     def dots(self, left: Tensor, table: Tensor, pattern: Pattern) -> Tensor:
         """`<left[row], table[column]>` of each entry, `[m]`, from `[n, d]` and `[F, d]`."""
         ...

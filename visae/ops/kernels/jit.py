@@ -182,6 +182,32 @@ def _above(
                         place += 1
 
 
+@jit
+def _over(
+    pre: Array, bias: Array, threshold: Array, half: bool, offsets: Array, fill: bool, columns: Array, chunks: int
+) -> None:
+    """Counts the entries of each row above the threshold of their column; with `fill` writes them."""
+    n, width = pre.shape
+    for chunk in prange(chunks):
+        bits, keys = np.empty(width, np.int32), np.empty(width, np.float32)
+        for r in range(chunk * n // chunks, (chunk + 1) * n // chunks):
+            if half:
+                _keys(pre[r], bias, False, bits, keys)
+            else:
+                _wide_keys(pre[r], bias, False, bits, keys)
+            if not fill:
+                count = 0
+                for i in range(width):
+                    count += keys[i] > threshold[i]
+                offsets[r + 1] = count
+            else:
+                place = offsets[r]
+                for i in range(width):
+                    if keys[i] > threshold[i]:
+                        columns[place] = i
+                        place += 1
+
+
 @inline
 def _add(total: Array, factor: float, row: Array) -> None:
     for i in range(total.shape[0]):
@@ -385,6 +411,17 @@ class Numba:
             keep[ties[: count - keep.sum()]] = True
         kept = np.concatenate([[0], keep.cumsum()])[offsets]
         return Pattern(torch.from_numpy(columns[keep]), torch.from_numpy(kept), width)
+
+    def above(self, pre: Tensor, bias: Tensor, threshold: Tensor) -> Pattern:
+        """See `Kernels`."""
+        (n, width), chunks = pre.shape, 4 * _threads()
+        (bits, half), shift, limit = _bits(pre), bias.detach().numpy(), threshold.numpy()
+        offsets = np.zeros(n + 1, np.int64)
+        _over(bits, shift, limit, half, offsets, False, np.empty(0, np.int64), chunks)
+        offsets = offsets.cumsum()
+        columns = np.empty(offsets[-1], np.int64)
+        _over(bits, shift, limit, half, offsets, True, columns, chunks)
+        return Pattern(torch.from_numpy(columns), torch.from_numpy(offsets), width)
 
     def dots(self, left: Tensor, table: Tensor, pattern: Pattern) -> Tensor:
         """See `Kernels`."""

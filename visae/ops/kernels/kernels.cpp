@@ -237,6 +237,35 @@ int64_t top_of_batch(const Raw* pre, const float* bias, int64_t n, int64_t width
   return place;
 }
 
+// Entries above the threshold of their column: counted into offsets[r + 1], or written from offsets[r] on.
+template <class Raw>
+void above(const Raw* pre, const float* bias, const float* threshold, int64_t n, int64_t width, int64_t* offsets,
+           int64_t* columns, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<uint8_t> hits((width + 7) / 8 * 8);
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < n; ++r) {
+      const Raw* row = pre + r * width;
+      int64_t count = 0;
+      for (int64_t j = 0; j < width; ++j) hits[j] = widen(row[j]) + bias[j] > threshold[j];
+      if (columns == nullptr) {
+        for (int64_t j = 0; j < width; ++j) count += hits[j];
+        offsets[r + 1] = count;
+        continue;
+      }
+      int64_t* out = columns + offsets[r];
+      for (int64_t word = 0; word < width; word += 8) {
+        uint64_t flags;
+        std::memcpy(&flags, hits.data() + word, 8);
+        if (flags == 0) continue;
+        for (int64_t j = word; j < std::min(word + 8, width); ++j)
+          if (hits[j]) *out++ = j;
+      }
+    }
+  }
+}
+
 inline float dot(const float* a, const float* b, int64_t d) {
   float sum = 0;
   for (int64_t i = 0; i < d; ++i) sum += a[i] * b[i];
@@ -322,6 +351,14 @@ int64_t visae_top_of_batch(const void* pre, const float* bias, int half, int by_
   if (half) return top_of_batch<Key<uint16_t, false>>(h, bias, n, width, count, columns, offsets, threads);
   if (by_size) return top_of_batch<Key<float, true>>(f, bias, n, width, count, columns, offsets, threads);
   return top_of_batch<Key<float, false>>(f, bias, n, width, count, columns, offsets, threads);
+}
+
+void visae_above(const void* pre, const float* bias, const float* threshold, int half, int64_t n, int64_t width,
+                 int64_t* offsets, int64_t* columns, int threads) {
+  if (half)
+    above(static_cast<const uint16_t*>(pre), bias, threshold, n, width, offsets, columns, threads);
+  else
+    above(static_cast<const float*>(pre), bias, threshold, n, width, offsets, columns, threads);
 }
 
 void visae_dots(const float* left, const float* table, const int64_t* columns, const int64_t* offsets, int64_t n,

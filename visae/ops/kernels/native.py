@@ -120,6 +120,16 @@ class Native:
         found = self._call("top_of_batch", pre, bias, half, by_size, n, width, count, columns, offsets)
         return Pattern(columns[:found], offsets, width)
 
+    def above(self, pre: Tensor, bias: Tensor, threshold: Tensor) -> Pattern:
+        """See `Kernels`."""
+        n, width = pre.shape
+        offsets, half = torch.zeros(n + 1, dtype=torch.int64), pre.dtype == torch.bfloat16
+        self._call("above", pre, bias, threshold, half, n, width, offsets, None)
+        offsets = offsets.cumsum(0)
+        columns = torch.empty(int(offsets[-1]), dtype=torch.int64)
+        self._call("above", pre, bias, threshold, half, n, width, offsets, columns)
+        return Pattern(columns, offsets, width)
+
     def dots(self, left: Tensor, table: Tensor, pattern: Pattern) -> Tensor:
         """See `Kernels`."""
         out = torch.empty(pattern.columns.shape[0])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from visae.ops import Coded, Ops
+from visae.ops import Coded, Dense, Ops, Ragged
 
 if TYPE_CHECKING:
     from visae.sae.dictionary import Dictionary
@@ -27,6 +27,7 @@ class Pass:
         progress: share of the training budget spent, 0 to 1.
         ops: the kernels in use.
         side: what came beside the inputs, raw; see `visae.sae.side`.
+        near: of an elementwise activation on its sparse path, the pre-activations that matter.
     """
 
     sae: "Dictionary"
@@ -38,6 +39,7 @@ class Pass:
     progress: float
     ops: Ops
     side: Mapping[str, Tensor] = field(default_factory=dict)
+    near: Ragged | None = None
 
     def dense_pre(self) -> Tensor:
         """`[n, F]` pre-activations of a kind whose activation is dense.
@@ -48,6 +50,10 @@ class Pass:
         if self.pre is None:
             raise ValueError(f"kind {self.sae.kind!r} keeps no pre-activations for this penalty: its codes are sparse")
         return self.pre
+
+    def entries(self) -> Coded:
+        """Pre-activations of an elementwise activation: all, or those whose code or gradient may differ from 0."""
+        return Dense(self.dense_pre()) if self.near is None else self.near
 
 
 class Penalty(nn.Module, ABC):

@@ -139,7 +139,7 @@ class TargetL0(Penalty):
     def forward(self, run: Pass) -> Tensor:
         """See `Penalty.forward`."""
         activation = cast(JumpReLU, run.sae.activation)
-        count = share().rows.mean(activation.count(run.dense_pre()).sum(1).mean())
+        count = share().rows.mean(activation.count(run.entries()).row_sum())
         return _ramp(run.progress, self.warmup) * self.coefficient * (count / activation.now - 1).square()
 
 
@@ -154,7 +154,7 @@ class GateL1(Penalty):
 
     def forward(self, run: Pass) -> Tensor:
         """See `Penalty.forward`."""
-        size = run.dense_pre().relu().sum(1).mean()
+        size = run.entries().map(torch.relu).l1()
         return _ramp(run.progress, self.warmup) * self.coefficient * size / run.u.shape[1] ** 0.5
 
 
@@ -169,7 +169,7 @@ class GateRecon(Penalty):
     def forward(self, run: Pass) -> Tensor:
         """See `Penalty.forward`."""
         decoder = run.sae.decoder
-        guess = run.dense_pre().relu() @ decoder.atoms().detach() + decoder.bias.detach()
+        guess = run.ops.decode(run.entries().map(torch.relu), decoder.atoms().detach(), decoder.bias.detach())
         return functional.mse_loss(guess, run.u)
 
 
