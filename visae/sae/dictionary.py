@@ -144,7 +144,8 @@ class Dictionary(nn.Module):
         """Names of the parameters whose rows the optimiser keeps at length 1."""
         return {f"decoder.{name}" for name in self.decoder.unit}
 
-    def _read(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`normalise`, and the tokens' own scale and shift where the normaliser has them, see `Normaliser.forward`."""
         if x.ndim != 2 or x.shape[1] != self.d:
             raise ValueError(f"this {self.kind} dictionary takes tokens [n, {self.d}]; got {list(x.shape)}")
         return self.normaliser(x.to(self.mean.dtype))
@@ -155,7 +156,7 @@ class Dictionary(nn.Module):
         Raises:
             ValueError: if the inputs are not `[n, d]` of this dictionary's d.
         """
-        return self._read(x.rows if isinstance(x, Rows) else x)[0]
+        return self.read(x.rows if isinstance(x, Rows) else x)[0]
 
     def restore(self, u: Tensor, like: Tensor | None = None) -> Tensor:
         """Reverse of `normalise`, `[n, d]`.
@@ -164,7 +165,7 @@ class Dictionary(nn.Module):
             u: `[n, d]` normalised rows.
             like: `[n, d]` raw rows whose own scale and shift they get; needed where the normaliser is `per_token`.
         """
-        _, scale, shift = (None, None, None) if like is None else self._read(like)
+        _, scale, shift = (None, None, None) if like is None else self.read(like)
         return self.normaliser.restore(u, scale, shift)
 
     def unpack(self, x: Tensor | Rows, **side: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -289,7 +290,7 @@ class Dictionary(nn.Module):
         try:
             ops, parts = Eager(), []
             for part, its in self._parts(*self.unpack(x, **side)):
-                u, scale, shift = self._read(part)
+                u, scale, shift = self.read(part)
                 codes = Codes.of(self.code(self.modulation(u, its), ops)[0], self.activation.capacity)
                 parts.append(replace(codes, scale=scale, shift=shift, side=its))
         finally:
