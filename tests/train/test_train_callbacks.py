@@ -149,8 +149,8 @@ def naive_average(seen, decay):
 @pytest.mark.parametrize("kind", kinds())
 def test_the_averaged_weights_are_the_corrected_mean_and_are_what_the_run_ends_with(kind):
     spy = Spy("spy", weights)
-    trainer = trainer_of(sae(kind), callbacks=[spy], steps=15, ema=0.9)
-    trainer.fit(Planted(WORLD, 64), HELD_OUT)
+    trainer = trainer_of(made := sae(kind), callbacks=[spy], steps=15, ema=0.9)
+    trainer.fit(Planted(WORLD, 64, needs=made.needs))
     units = trainer.optimiser.unit
     for name, p in trainer.sae.named_parameters():
         wanted = naive_average([w[name] for w in spy.seen], 0.9)

@@ -6,6 +6,7 @@ from visae.train.feed import Feed, LoaderEnded
 from visae.train.planted import Planted, PlantedConfig, recovery
 from visae.train.record import Recorder, read_metrics
 from visae.train.shared import split_columns
+from visae.train.specialise import specialise
 from visae.train.suite import Member, Suite, SuiteResult
 from visae.train.trainer import Trainer, TrainResult
 from visae.train.validate import validate
@@ -13,5 +14,5 @@ from visae.train.validate import validate
 __all__ = [
     "Callback", "Feed", "LoaderEnded", "Member", "Planted", "PlantedConfig", "Recorder", "Suite", "SuiteResult",
     "TrainConfig", "TrainResult", "Trainer", "annealed_k", "default_lr", "read_metrics", "recovery", "schedule",
-    "split_columns", "validate",
+    "specialise", "split_columns", "validate",
 ]  # fmt: skip

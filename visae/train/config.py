@@ -11,7 +11,7 @@ FREE = frozenset({"log_every", "checkpoint_every", "keep", "validate_every", "de
 
 CHOICES = {
     "precision": ("auto", "fp32", "bf16"),
-    "start": ("data", "random"),
+    "start": ("data", "random", "given"),
     "centre": ("mean", "median"),
     "anneal_shape": ("linear", "exponential"),
 }
@@ -30,7 +30,8 @@ class TrainConfig:
         decay: share of the steps, the last ones, over which it falls linearly to 0.
         betas: of Adam.
         seed: of the initial weights and of anything drawn while training.
-        start: atoms start near data points or at `random` directions, see `visae.sae.initialise`.
+        start: atoms start near data points or at `random` directions, see `visae.sae.initialise`; `given` keeps the
+            weights and the statistics of the inputs that the dictionary has (fine-tuning).
         centre: reconstructions start from the `mean` of the data or from their geometric `median`.
         start_k: codes per token at the first step, for kinds with k; they move to k over the first `anneal` steps.
             More codes at first leave fewer latents dead. None keeps k throughout.
@@ -67,7 +68,7 @@ class TrainConfig:
     decay: float = 0.2
     betas: tuple[float, float] = (0.9, 0.999)
     seed: int = 0
-    start: Start = "data"
+    start: Start | Literal["given"] = "data"
     centre: Centre = "mean"
     start_k: float | None = None
     anneal: float = 0.2

@@ -22,7 +22,12 @@ def begin(trainer: "Trainer", feed: Batches) -> None:
         moments = _pool(trainer, moments)
     check_moments(moments)
     config = trainer.config
-    initialise(trainer.sae, rows, moments, config.seed, start=config.start, centre=config.centre)
+    if config.start == "given":
+        if not bool(trainer.sae.W_dec.any()):
+            raise ValueError("start='given' goes on from trained weights, but this dictionary has none yet: load one")
+        trainer.sae.samples_since_fired.zero_()
+    else:
+        initialise(trainer.sae, rows, moments, config.seed, start=config.start, centre=config.centre)
     agree(trainer)
     for callback in trainer.callbacks:
         callback.begin(trainer, rows)

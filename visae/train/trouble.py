@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from visae.ops import Coded, Ragged, share
+from visae.sae import Rows
 from visae.sae.dictionary import Losses
 from visae.train.callbacks import Callback
 
@@ -163,9 +164,9 @@ class Watch(Callback):
         self.fired: Tensor | None = None
         self.rows = 0
 
-    def begin(self, trainer: "Trainer", rows: Tensor) -> None:
+    def begin(self, trainer: "Trainer", rows: Tensor | Rows) -> None:
         """See `Callback.begin`."""
-        found = [outliers(rows)]
+        found = [outliers(trainer.sae.normalise(rows))]
         budget = trainer.steps * trainer.config.batch * trainer.accelerator.num_processes
         per_latent = budget / trainer.sae.n_latents
         if per_latent < ROWS_PER_LATENT:

@@ -1,0 +1,71 @@
+"""Fine-tuning a general dictionary on a part of the data, for concepts too rare for it to have found."""
+
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from visae.sae import Card, Dictionary
+from visae.train.config import TrainConfig, default_lr
+from visae.train.trainer import Trainer, TrainResult
+
+SHARE = 0.1
+"""Peak learning rate of fine-tuning, as a share of what training anew would take."""
+
+
+def specialise(
+    sae: Dictionary,
+    loader: Iterable[Any],
+    config: TrainConfig,
+    validation: Iterable[Tensor] | None = None,
+    out: Path | str | None = None,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    log_with: str | list[str] | None = None,
+) -> tuple[Dictionary, TrainResult]:
+    """Trains a copy of a dictionary further on tokens of a subdomain (specialised SAEs, Muhamed, Diab and Smith 2024).
+
+    A dictionary spends its latents where the data are: what is rare gets none. On a subset in which it is frequent
+    (tokens or images near a few examples of it) latents turn to it. The paper also tilts the loss (`TrainConfig.tilt`);
+    tilt alone, on all data, finds less than no tilt (`tests/train/test_train_specialise.py` shows both). The statistics
+    of the inputs stay those of the general dictionary; thresholds are calibrated on the subset, so expect another L0
+    elsewhere.
+
+    Args:
+        sae: the general dictionary; it is not changed.
+        loader: batches of the subset, see `Trainer.fit`.
+        config: settings; where `lr` is None it is a tenth of `default_lr`; `start` is `given`.
+        validation: held-out batches of the subset.
+        out: folder of the run.
+        resume: go on from the newest checkpoint in `out`.
+        progress: whether to show a bar.
+        log_with: accelerate's trackers.
+
+    Returns:
+        The specialised dictionary, whose card says what it came from, and how its run ended.
+
+    Raises:
+        ValueError: see `Trainer.fit`; for a dictionary without weights.
+    """
+    special = deepcopy(sae)
+    lr = config.lr or SHARE * default_lr(sae.n_latents, config.total_steps())
+    trainer = Trainer(special, replace(config, start="given", lr=lr), out, progress=progress, log_with=log_with)
+    result = trainer.fit(loader, validation, resume=resume)
+    if sae.card is not None:
+        special.card = sae.card.updated(metrics={}, training=specialised_from(sae.card) | described(trainer, result))
+    return special, result
+
+
+def specialised_from(card: Card) -> dict[str, Any]:
+    """What the card of a specialised dictionary says of the general one: its weights, data and training."""
+    return {"specialised_from": {"weights": card.weights, "data": card.data, "training": card.training}}
+
+
+def described(trainer: Trainer, result: TrainResult) -> dict[str, Any]:
+    """What a card says of a run: settings, steps, samples, warnings."""
+    settings = trainer.config.to_dict()
+    return {"config": settings, "steps": result.steps, "samples": result.samples, "warnings": result.warnings}
