@@ -13,7 +13,9 @@ from dataclasses import asdict, field, is_dataclass, make_dataclass
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from visae.registry import UnknownName
 
 COMMANDS = {
     "demo": "visae.workflows.demo:demo",
@@ -23,6 +25,7 @@ COMMANDS = {
     "estimate": "visae.workflows.estimate:estimate",
     "extract": "visae.workflows.extract:extract",
     "train": "visae.workflows.train:train",
+    "suite": "visae.workflows.suite:suite",
     "heatmap": "visae.workflows.heatmap:heatmap",
     "report": "visae.workflows.report:report",
     "bench extract": "visae.workflows.bench:extract",
@@ -63,8 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command(name: str) -> Callable[..., Any]:
     """The function behind a command."""
     if name not in COMMANDS:
-        from visae.registry import UnknownName
-
         raise UnknownName("command", name, COMMANDS, "`visae --help` says what each does.")
     module, function = COMMANDS[name].split(":")
     return getattr(import_module(module), function)
@@ -133,6 +134,8 @@ def config_class(function: Callable[..., Any]) -> type:
         marks: list[Any] = [tyro.conf.arg(help=told.get(parameter.name, ""))]
         if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:  # keyword-only parameters become flags
             marks.append(tyro.conf.Positional)
+        if Any in _atoms(parameter.annotation):  # settings that only a file can spell
+            marks.append(tyro.conf.Suppress)
         kind = reduce(lambda base, mark: Annotated[base, mark], marks, parameter.annotation)  # type: ignore
         if default is inspect.Parameter.empty:
             rows.append((parameter.name, kind, field()))
@@ -160,13 +163,30 @@ def read_yaml(config: type, path: Path) -> dict[str, Any]:
         raise ValueError(f"cannot read the configuration {path}: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path} should map option names to values, got {type(data).__name__}")
+    known = get_type_hints(config)
+    if unknown := [name for name in data if name not in known]:
+        raise ValueError(f"{path}: {UnknownName('option', unknown[0], known)}")
     try:
-        checked: Any = pydantic.TypeAdapter(config).validate_python(data)
+        listed = {name: _listed(known[name], value) for name, value in data.items()}
+        checked: Any = pydantic.TypeAdapter(config).validate_python(listed)
     except pydantic.ValidationError as error:
-        known = ", ".join(config.__dataclass_fields__)  # type: ignore[attr-defined]
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"{path}: {wrong}. Options are: {known}") from error
+        raise ValueError(f"{path}: {wrong}. Options are: {', '.join(known)}") from error
     return {name: getattr(checked, name) for name in data}
+
+
+def _listed(kind: Any, value: Any) -> Any:
+    """One value where a list of any length is wanted, as a list of one; in mappings, too."""
+    if get_origin(kind) is tuple and get_args(kind)[1:] == (...,) and not isinstance(value, list | tuple):
+        return [value]
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {key: _listed(get_args(kind)[1], one) for key, one in value.items()}
+    return value
+
+
+def _atoms(kind: Any) -> list[Any]:
+    """The types that an annotation is made of."""
+    return [atom for part in get_args(kind) for atom in _atoms(part)] or [kind]
 
 
 def to_yaml(options: dict[str, Any]) -> str:

@@ -150,7 +150,53 @@ class _Sums:
         )  # fmt: skip
 
 
-@torch.no_grad()
+class Evaluation:
+    """Measures a dictionary, or a baseline, on tokens that come piece by piece.
+
+    Args:
+        sae: what to measure.
+        batch: tokens encoded at a time.
+    """
+
+    def __init__(self, sae: Encodes, batch: int = 8192):
+        self._sae, self._batch = sae, batch
+        self._whole = _Sums(sae.d, sae.n_latents)
+        self._groups: dict[str, _Sums] = {}
+        self._lengths = torch.linalg.vector_norm(sae.directions().detach().double(), dim=1)
+
+    @torch.no_grad()
+    def add(self, chunk: Any) -> None:
+        """Takes in tokens, see `evaluate_sae`."""
+        sae, mean = self._sae, self._sae.mean
+        (rows, side), names = _rows(chunk, sae), _kinds(chunk)
+        for start in range(0, len(rows), self._batch):
+            raw = rows[start : start + self._batch].to(mean.device)
+            its = {name: value[start : start + self._batch] for name, value in side.items()}
+            codes = cast(Any, sae).encode(raw.float(), **its)  # baselines know no side information, and get none
+            x, recon = raw.double(), sae.decode(codes).double()
+            weighted = codes.values.double() * self._lengths[codes.indices.clamp_min(0)]
+            sizes = torch.linalg.vector_norm(weighted, dim=1) * (1.0 if codes.scale is None else codes.scale.double())
+            empty = sae.decode(codes.silent()).double()
+            self._whole.add(x, recon, mean.double(), empty, codes, sizes)
+            if names is None:
+                continue
+            part = names[start : start + self._batch]
+            for name in np.unique(part):
+                at = torch.from_numpy(np.flatnonzero(part == name)).to(mean.device)
+                group = self._groups.setdefault(str(name), _Sums(sae.d, sae.n_latents))
+                group.add(x[at], recon[at], mean.double(), empty[at], codes[at], sizes[at])
+
+    def metrics(self) -> Metrics:
+        """Of all tokens so far.
+
+        Raises:
+            ValueError: if there were none.
+        """
+        if not self._whole.moments.n:
+            raise ValueError("there are no tokens to measure on: the source is empty")
+        return self._whole.metrics({name: sums.metrics({}) for name, sums in sorted(self._groups.items())})
+
+
 def evaluate_sae(sae: Encodes, chunks: Iterable[Any], *, batch: int = 8192) -> Metrics:
     """Measures a dictionary, or a baseline, in one pass.
 
@@ -163,31 +209,10 @@ def evaluate_sae(sae: Encodes, chunks: Iterable[Any], *, batch: int = 8192) -> M
     Raises:
         ValueError: if there is no token, or rows of another length.
     """
-    whole = _Sums(sae.d, sae.n_latents)
-    groups: dict[str, _Sums] = {}
-    mean = sae.mean
-    lengths = torch.linalg.vector_norm(sae.directions().detach().double(), dim=1)
+    evaluation = Evaluation(sae, batch)
     for chunk in chunks:
-        (rows, side), names = _rows(chunk, sae), _kinds(chunk)
-        for start in range(0, len(rows), batch):
-            raw = rows[start : start + batch].to(mean.device)
-            its = {name: value[start : start + batch] for name, value in side.items()}
-            codes = cast(Any, sae).encode(raw.float(), **its)  # baselines know no side information, and get none
-            x, recon = raw.double(), sae.decode(codes).double()
-            weighted = codes.values.double() * lengths[codes.indices.clamp_min(0)]
-            sizes = torch.linalg.vector_norm(weighted, dim=1) * (1.0 if codes.scale is None else codes.scale.double())
-            empty = sae.decode(codes.silent()).double()
-            whole.add(x, recon, mean.double(), empty, codes, sizes)
-            if names is None:
-                continue
-            part = names[start : start + batch]
-            for name in np.unique(part):
-                at = torch.from_numpy(np.flatnonzero(part == name)).to(mean.device)
-                group = groups.setdefault(str(name), _Sums(sae.d, sae.n_latents))
-                group.add(x[at], recon[at], mean.double(), empty[at], codes[at], sizes[at])
-    if not whole.moments.n:
-        raise ValueError("there are no tokens to measure on: the source is empty")
-    return whole.metrics({name: sums.metrics({}) for name, sums in sorted(groups.items())})
+        evaluation.add(chunk)
+    return evaluation.metrics()
 
 
 def _rows(chunk: Any, sae: Any) -> tuple[Tensor, dict[str, Tensor]]:

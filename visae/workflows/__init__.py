@@ -7,6 +7,7 @@ from visae.workflows.heatmap import heatmap
 from visae.workflows.listing import kinds, models, sites
 from visae.workflows.report import report
 from visae.workflows.run import Run
+from visae.workflows.suite import suite
 from visae.workflows.train import train
 
-__all__ = ["Run", "demo", "estimate", "extract", "heatmap", "kinds", "models", "report", "sites", "train"]
+__all__ = ["Run", "demo", "estimate", "extract", "heatmap", "kinds", "models", "report", "sites", "suite", "train"]

@@ -109,15 +109,17 @@ def train(
         image_size: height and width of the input in pixels; the model's own if not given.
         device: `auto`, `cpu`, `cuda`, ...
     """
-    config = _plain(
+    config = plain(
         {name: value for name, value in locals().items() if name not in ("out", "device", "workers", "track")}
     )
-    run = _begin(Path(out), config)
+    run = begin(Path(out), config)
     place = pick_device(device)
     adapted = load_model(model, pretrained=pretrained, image_size=image_size, device=place)
     images = load_data(data)
     policy = TokenPolicy.parse(tokens, per_image=per_image)
-    source = open_source(adapted, site, images, run, policy, dtype, activations, stream, image_batch, workers)
+    source = open_source(
+        adapted, site, images, run.folder / "activations", policy, dtype, activations, stream, image_batch, workers
+    )
     width = latents or round(expansion * source.d)
     chosen = {**({"k": k} if "k" in kind_options(kind) else {}), **options}
     budget = rows or round(passes * source.n_rows)
@@ -131,7 +133,7 @@ def train(
         device=place,
         checkpoint_every=checkpoint_every,
     )
-    if not finished(run, source, settings):
+    if not finished(run, source.meta, settings):
         sae = make_sae(kind, source.d, width, normaliser=normaliser, **chosen)
         result = Trainer(sae, settings, run.folder, log_with=list(track) or None).fit(
             source.loader(batch, seed=seed), resume=True
@@ -140,11 +142,12 @@ def train(
     return Trained(run, measure(run, adapted, images, validation, image_batch, workers))
 
 
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    """Options as they come back from JSON."""
     return json.loads(json.dumps(config, default=str))
 
 
-def _begin(out: Path, config: dict[str, Any]) -> Run:
+def begin(out: Path, config: dict[str, Any]) -> Run:
     """The folder of a new run, or of the same one again.
 
     Raises:
@@ -171,7 +174,7 @@ def open_source(
     adapted: AdaptedModel,
     site: str,
     images: ImageData,
-    run: Run,
+    folder: Path,
     policy: TokenPolicy,
     dtype: str,
     activations: Path | None,
@@ -179,7 +182,7 @@ def open_source(
     image_batch: int,
     workers: int,
 ) -> ActivationSource:
-    """Rows to train on: a store that exists, a stream, or a store made now.
+    """Rows to train on: a store that exists, a stream, or a store made now in `folder`.
 
     Raises:
         ValueError: if a store of another model or site is named, or a store and a stream at once.
@@ -199,22 +202,19 @@ def open_source(
         return found
     if stream:
         return store.Stream(adapted, site, images, policy, dtype=dtype, batch=image_batch, workers=workers)
-    folder = run.folder / "activations"
     announce(
         f"activations: {store.estimate(adapted, site, images, folder, policy=policy, dtype=dtype, batch=image_batch)}"
     )
     return store.extract(adapted, site, images, folder, policy=policy, dtype=dtype, batch=image_batch, workers=workers)
 
 
-def finished(run: Run, source: ActivationSource, settings: TrainConfig) -> bool:
+def finished(run: Run, meta: store.StoreMeta, settings: TrainConfig) -> bool:
     """Whether the folder holds the dictionary of this very run, so that there is nothing left to train."""
     try:
         card = run.card
     except FileNotFoundError:
         return False
-    same = (
-        card.training.get("config") == _plain(settings.to_dict()) and card.data.get("hash") == source.meta.content_hash
-    )
+    same = card.training.get("config") == plain(settings.to_dict()) and card.data.get("hash") == meta.content_hash
     if not same:
         raise ValueError(f"{run.folder} holds another dictionary already: take another folder")
     load_sae(run.folder)
@@ -234,7 +234,7 @@ def describe(adapted: AdaptedModel, source: ActivationSource, settings: TrainCon
         preprocessing=meta.preprocessing,
         geometry=meta.geometry,
         data={"name": meta.data, "fingerprint": meta.fingerprint, "hash": meta.content_hash, "rows": source.n_rows},
-        training={"config": _plain(settings.to_dict()), "steps": result.steps, "samples": result.samples},
+        training={"config": plain(settings.to_dict()), "steps": result.steps, "samples": result.samples},
     )
 
 
@@ -258,7 +258,7 @@ def measure(
         adapted, card.site["name"], held_out, policy, dtype="float32", batch=image_batch, workers=workers
     )
     sae = run.sae(adapted)
-    metrics = _plain(evaluate_sae(sae, source.chunks()).to_dict()) | {
+    metrics = plain(evaluate_sae(sae, source.chunks()).to_dict()) | {
         "data": held_out.name,
         "held_out": held_out is not images,
     }

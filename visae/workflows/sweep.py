@@ -1,0 +1,118 @@
+"""Which dictionaries a sweep makes: settings crossed with one another."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from visae.registry import UnknownName
+from visae.sae import kind_options
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One dictionary of a sweep.
+
+    Attributes:
+        site: where it reads.
+        kind: kind of dictionary.
+        latents: width; None takes `expansion` times the token's length.
+        expansion: width as a multiple of the token's length.
+        k: codes per token; None for kinds that have no such number.
+        lr: peak learning rate; None takes the rule of width and budget.
+        normaliser: of the inputs.
+        seed: of the weights.
+        options: further options of the kind.
+    """
+
+    site: str
+    kind: str
+    latents: int | None = None
+    expansion: float = 8
+    k: float | None = None
+    lr: float | None = None
+    normaliser: str = "scale"
+    seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def width(self, d: int) -> int:
+        """Latents for tokens of length d."""
+        return self.latents or round(self.expansion * d)
+
+    def chosen(self) -> dict[str, Any]:
+        """All options of the kind, k among them."""
+        return {**({} if self.k is None else {"k": self.k}), **self.options}
+
+    def name(self, d: int) -> str:
+        """Name of its folder; what is not left to a rule is in it, so that a longer sweep keeps the names."""
+        parts = [self.site, self.kind, *([] if self.k is None else [f"k{self.k:g}"]), f"f{self.width(d)}"]
+        parts += [] if self.lr is None else [f"lr{self.lr:g}"]
+        parts += [] if self.normaliser == "scale" else [self.normaliser]
+        parts += [f"{key}{_text(value)}" for key, value in sorted(self.options.items())]
+        return "-".join([*parts, f"s{self.seed}"])
+
+    def without_seed(self) -> "Setting":
+        """The same with seed 0: equal for dictionaries that differ in nothing but the seed."""
+        return replace(self, seed=0)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "".join(c if c.isalnum() or c in "._" else "_" for c in str(value))
+    return f"{value:g}"
+
+
+KEYS = tuple(one.name for one in fields(Setting))
+
+
+def expand(base: Mapping[str, Any], cases: Sequence[Mapping[str, Any]] = ()) -> list[Setting]:
+    """Settings of a sweep: every value of every list with every value of every other.
+
+    Args:
+        base: `Setting` keys to a value or a list of values; `options` maps names to values or lists.
+        cases: each overrides the base for a sweep of its own (its `options` are laid over those of the base); the
+            results come one after the other. None means the base alone.
+
+    Returns:
+        Each setting once; a list of k counts for kinds that have it, others take part once.
+
+    Raises:
+        UnknownName: for a key that no setting has, or an option that a kind does not have.
+        ValueError: for an empty list.
+    """
+    found: dict[str, Setting] = {}
+    for case in cases or [{}]:
+        for key in case:
+            if key not in KEYS:
+                raise UnknownName("setting of a case", key, KEYS)
+        options = {**base.get("options", {}), **case.get("options", {})}
+        merged = {**base, **case}
+        axes = [[(key, value) for value in _values(key, merged[key])] for key in KEYS[:-1] if key in merged]
+        axes += [[("options", (key, value)) for value in _values(f"options {key}", options[key])] for key in options]
+        for picked in itertools.product(*axes):
+            setting = _setting(picked)
+            found.setdefault(repr(setting), setting)
+    return list(found.values())
+
+
+def _values(key: str, given: Any) -> list[Any]:
+    """A value, or several."""
+    if not isinstance(given, list | tuple):
+        return [given]
+    if not given:
+        raise ValueError(f"{key} has an empty list of values: leave it out, or name one")
+    return list(given)
+
+
+def _setting(picked: Sequence[tuple[str, Any]]) -> Setting:
+    plain = {key: value for key, value in picked if key != "options"}
+    options = dict(value for key, value in picked if key == "options")
+    known = kind_options(plain["kind"])
+    for key in options:
+        if key not in known:
+            raise UnknownName(f"option of kind {plain['kind']!r}:", key, known)
+    k = plain.get("k")
+    k = None if "k" not in known or k is None else int(k) if k == int(k) else k
+    if plain.get("latents") is not None:
+        plain.pop("expansion", None)
+    return Setting(**{**plain, "k": k, "options": options})
