@@ -128,7 +128,12 @@ def suite(
     )  # fmt: skip
     budget = rows or round(passes * site_rows.n_rows)
     config = TrainConfig(
-        tokens=budget, batch=batch, precision=precision, device=place, checkpoint_every=checkpoint_every
+        tokens=budget,
+        batch=batch,
+        precision=precision,
+        device=place,
+        checkpoint_every=checkpoint_every,
+        stat_rows=min(65_536, site_rows.n_rows),  # one pass tells all that there is
     )
     jobs = plan(settings, site_rows, config, common, Path(out))
     failed = train_all(jobs, adapted, site_rows, seed[0], Path(out))
