@@ -138,7 +138,13 @@ def recovery(sae: Dictionary, features: Tensor) -> dict[str, float]:
         `mmcs`: mean over true features of the largest cosine with a direction; `recovered`: share above 0.9;
         `precision`: mean over directions that fired of the largest cosine with a true feature.
     """
-    directions = torch.nn.functional.normalize(sae.directions().float().cpu(), dim=1)
+    return matches(sae.directions(), features)
+
+
+@torch.no_grad()
+def matches(directions: Tensor, features: Tensor) -> dict[str, float]:
+    """`recovery` of directions `[F, d]` of any length."""
+    directions = torch.nn.functional.normalize(directions.float().cpu(), dim=1)
     cosines = torch.nn.functional.normalize(features, dim=1) @ directions.T
     best = cosines.amax(1)
     return {
