@@ -32,6 +32,7 @@ COMMANDS = {
     "bench store": "visae.workflows.bench:store",
     "bench codes": "visae.workflows.bench:codes",
     "bench step": "visae.workflows.bench:step",
+    "bench quality": "visae.workflows.bench:quality",
 }
 
 

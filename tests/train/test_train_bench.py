@@ -15,7 +15,7 @@ SMALL = Size(d=16, n_latents=64, batch=32, k=4)
 
 def test_the_numbers_have_the_promised_form_and_ratios_follow_from_them(tmp_path):
     file = tmp_path / "step.json"
-    shown = str(bench.step(d=16, latents=64, batch=32, k=4, repeats=2, json=file))
+    shown = str(bench.step(d=16, latents=64, batch=32, k=4, repeats=2, peers=False, json=file))
     numbers = json.loads(file.read_text())
     assert numbers["size"] == {"d": 16, "n_latents": 64, "batch": 32, "k": 4, "kind": "topk"}
     assert set(numbers["floors"]) == {"fp32_ms", "bf16_ms"}

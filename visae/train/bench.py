@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,26 +81,35 @@ def floor(size: Size, dtype: torch.dtype, x: Tensor) -> Callable[[], None]:
     return product
 
 
-def bench_step(size: Size, repeats: int = 10, progress: bool = False) -> dict[str, Any]:
-    """Medians over repeats in which floors and tiers take turns, so that a busy machine slows all alike.
+def bench_step(size: Size, repeats: int = 10, progress: bool = False, peers: bool = False) -> dict[str, Any]:
+    """Medians over repeats in which floors, tiers and peers take turns, so that a busy machine slows all alike.
 
     Args:
         size: of the step.
         repeats: timed turns, after three that are not.
         progress: show a bar.
+        peers: whether to time other libraries too, see `visae.train.peers`.
 
     Returns:
         `size`; `floors`: `fp32_ms` and `bf16_ms`; `rows`: `name`, `what`, `ms`, `over_fp32_floor`, `over_bf16_floor`,
         and `peak_mb`, the memory above what the process held with weights, moments and batches, measured in a process
-        of its own; `precision`: what `auto` takes on this machine.
+        of its own; `precision`: what `auto` takes on this machine; `failed`: peer -> why it is not among the rows.
     """
+    from visae.train.rivals import rivals
+
     data = batches(size)
-    tokens = data[0].rows if isinstance(data[0], Rows) else data[0]
+    plain = [x.rows if isinstance(x, Rows) else x for x in data]
+    others, failed = rivals(size, plain) if peers else ({}, {})
     jobs: dict[str, Callable[[], None]] = {
-        "fp32 floor": floor(size, torch.float32, tokens),
-        "bf16 floor": floor(size, torch.bfloat16, tokens),
+        "fp32 floor": floor(size, torch.float32, plain[0]),
+        "bf16 floor": floor(size, torch.bfloat16, plain[0]),
     }
     jobs |= {f"{tier} {precision}": bare_step(size, tier, precision, data)[1] for tier, precision in TIERS}
+    peaks: dict[str, Callable[[], float]] = {
+        f"{tier} {precision}": partial(peak_memory, size, tier, precision) for tier, precision in TIERS
+    }
+    jobs |= {name: job for name, (job, _) in others.items()}
+    peaks |= {name: peak for name, (_, peak) in others.items()}
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in tqdm(range(WARM + repeats), desc="bench step", disable=not progress):
         for name, job in jobs.items():
@@ -111,13 +121,13 @@ def bench_step(size: Size, repeats: int = 10, progress: bool = False) -> dict[st
     rows = [
         {
             "name": name,
-            "what": "tier",
+            "what": "peer" if name in others else "tier",
             "ms": round(ms[name], 4),
             "over_fp32_floor": round(ms[name] / ms["fp32 floor"], 2),
             "over_bf16_floor": round(ms[name] / ms["bf16 floor"], 2),
-            "peak_mb": peak_memory(size, tier, precision),
+            "peak_mb": peak(),
         }
-        for name, (tier, precision) in zip((n for n in jobs if "floor" not in n), TIERS, strict=True)
+        for name, peak in peaks.items()
     ]
     return {
         "bench": "step",
@@ -126,26 +136,32 @@ def bench_step(size: Size, repeats: int = 10, progress: bool = False) -> dict[st
         "precision": fast_precision(),
         "floors": {"fp32_ms": round(ms["fp32 floor"], 4), "bf16_ms": round(ms["bf16 floor"], 4)},
         "rows": rows,
+        "failed": failed,
     }
 
 
 def peak_memory(size: Size, tier: str, precision: str) -> float:
     """Peak resident MB of five steps in a fresh process, above what it held before the first."""
-    code = (
-        "from visae.train.bench import Size, added_memory;"
-        f"print(added_memory(Size({size.d}, {size.n_latents}, {size.batch}, {size.k}, {size.kind!r}), "
-        f"{tier!r}, {precision!r}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return in_fresh_process(f"visae.train.bench.added_memory(visae.train.bench.{size}, {tier!r}, {precision!r})")
+
+
+def in_fresh_process(call: str) -> float:
+    """The number that a call returns in a Python process of its own."""
+    code = f"import visae.train.bench, visae.train.rivals; print({call})"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
 def added_memory(size: Size, tier: str, precision: str) -> float:
     """Peak resident MB of five steps in this process, above what it holds now; Linux only, else NaN."""
+    return peak_of(bare_step(size, tier, precision, batches(size))[1])
+
+
+def peak_of(step: Callable[[], object]) -> float:
+    """Peak resident MB of five steps, above what the process holds now; Linux only, else NaN."""
     status = Path("/proc/self/status")
     if not status.exists():
         return float("nan")
-    _, step = bare_step(size, tier, precision, batches(size))
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
     before = _resident(status, "VmRSS")

@@ -1,19 +1,15 @@
 """Other libraries that train sparse autoencoders, each through its own step: what the benchmarks compare with.
 
-None is needed to use visae. An adapter builds a library's dictionary and returns one step as that library's trainer takes
-it: forward, loss, backward, clipping and projection where it has them, optimiser, schedule; without a model and a log.
+None is needed to use visae. An adapter builds a library's dictionary and returns one step as that library's trainer
+takes it: forward, loss, backward, clipping and projection where it has them, optimiser, schedule; no model, no log.
 """
 
 import io
-import os
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 from itertools import accumulate
 from typing import Any
 
@@ -81,7 +77,7 @@ class Learner:
         optimiser: holds the moments.
     """
 
-    step: Callable[[Tensor], object]
+    step: Callable[[Tensor], None]
     coder: Callable[[], Coder]
     optimiser: Any
 
@@ -112,40 +108,6 @@ class Peer:
     def version(self) -> str:
         """Of the installed distribution."""
         return version(self.name)
-
-
-def installed() -> tuple[dict[str, Peer], dict[str, str]]:
-    """Peers that import, and for the others why they do not."""
-    found, failed = {}, {}
-    for name, peer in PEERS.items():
-        if find_spec(peer.module) is None:
-            failed[name] = "not installed"
-            continue
-        try:
-            with _quiet_import():
-                import_module(peer.module)
-            found[name] = peer
-        except Exception as error:  # whatever a library does when it is imported, the others can be measured
-            failed[name] = f"{type(error).__name__}: {error}"
-    return found, failed
-
-
-@contextmanager
-def _quiet_import() -> Iterator[None]:
-    """What the peers need to be imported: no prints, no Triton on CPU tensors, a function that matplotlib has dropped."""
-    import matplotlib
-
-    os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")
-    lent = not hasattr(matplotlib.cm, "get_cmap")  # overcomplete 0.3 asks for it; gone since matplotlib 3.9
-    if lent:
-        matplotlib.cm.get_cmap = matplotlib.colormaps.get_cmap  # type: ignore[attr-defined]
-    try:
-        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        if lent:
-            del matplotlib.cm.get_cmap  # type: ignore[attr-defined]
 
 
 def _amp(plan: Plan) -> Any:
@@ -195,7 +157,7 @@ def _sae_lens(size: Size, plan: Plan) -> Learner:
 
 def _dictionary_learning(size: Size, plan: Plan) -> Learner:
     """dictionary_learning: the trainers' `update`; its autocast is off on CPUs, so ours goes around it."""
-    from dictionary_learning.trainers import jumprelu, matryoshka_batch_top_k, top_k, batch_top_k
+    from dictionary_learning.trainers import batch_top_k, jumprelu, matryoshka_batch_top_k, top_k
 
     short = plan.given(  # its thresholds settle in thousands of steps
         threshold_start_step=plan.dead_after and plan.steps // 2, threshold_beta=plan.dead_after and 0.99
@@ -294,6 +256,7 @@ def _overcomplete(size: Size, plan: Plan) -> Learner:
     """overcomplete: `train_sae` on one batch; data are centred and scaled by hand, as it has no bias for that."""
     from overcomplete import sae as library
     from overcomplete.sae.jump_sae import heaviside
+    from overcomplete.sae.train import train_sae, train_sae_amp
 
     options: dict[str, tuple[Any, dict[str, Any]]] = {
         "topk": (library.TopKSAE, {"top_k": size.k}),
@@ -306,10 +269,10 @@ def _overcomplete(size: Size, plan: Plan) -> Learner:
     rates = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda t: schedule(t, plan.steps, plan.warmup / plan.steps, plan.decay / plan.steps)
     )
-    train = library.train_sae_amp if plan.autocast else library.train_sae
+    train = train_sae_amp if plan.autocast else train_sae
     norm: list[Tensor] = []
 
-    def criterion(x: Tensor, recon: Tensor, pre: Tensor, codes: Tensor, atoms: Tensor) -> Tensor:
+    def criterion(x: Tensor, recon: Tensor, pre: Tensor, _codes: Tensor, _atoms: Tensor) -> Tensor:
         loss = (x - recon).square().mean()
         if size.kind == "jumprelu":
             ones = heaviside(pre, sae.thresholds.exp(), sae.kernel_fn, sae.bandwidth)

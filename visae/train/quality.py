@@ -18,8 +18,9 @@ from visae.ops import fast_precision
 from visae.sae import Codes, Dictionary, Moments, kind_options, make_sae
 from visae.train.bench import Size, bare_step
 from visae.train.config import TrainConfig, default_lr
-from visae.train.peers import Coder, Peer, Plan, installed
+from visae.train.peers import Coder, Peer, Plan
 from visae.train.planted import Planted, PlantedConfig, matches
+from visae.train.rivals import installed
 from visae.train.trainer import Trainer
 
 HELD_OUT = (8, 4096)

@@ -1,13 +1,16 @@
 """Benchmarks: speed as a ratio to a floor that is measured in the same run."""
 
 import json as _json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from visae.codes.bench import bench_codes
 from visae.store.bench import bench_extract, bench_store
+from visae.store.estimate import duration
 from visae.train.bench import Size, bench_step
+from visae.train.quality import Contest, Task, entrants, summary, write
+from visae.workflows.extract import announce
 from visae.workflows.table import text_table
 
 
@@ -103,9 +106,10 @@ def step(
     k: int = 32,
     kind: str = "topk",
     repeats: int = 10,
+    peers: bool = True,
     json: Path | None = None,
 ) -> Measurement:
-    """Compare a training step of every tier of kernels with the encoder's matrix product alone.
+    """Compare a training step of every tier of kernels, and of other libraries, with the encoder's product alone.
 
     Example:
         visae bench step --d 384 --latents 6144 --json step.json
@@ -117,6 +121,66 @@ def step(
         k: codes per token.
         kind: kind of dictionary, see `visae kinds`.
         repeats: timed steps of each.
+        peers: time other libraries too, those that are installed (`pip install "visae[bench]"`).
         json: write the numbers here too.
     """
-    return _keep(bench_step(Size(d, latents, batch, k, kind), repeats, progress=True), json)
+    return _keep(bench_step(Size(d, latents, batch, k, kind), repeats, progress=True, peers=peers), json)
+
+
+@dataclass(frozen=True)
+class Quality(Measurement):
+    """The planted table; prints one line per trainer."""
+
+    def __str__(self) -> str:
+        head = ["trainer", "lr", "FVU", "sd", "MMCS", "sd", "recovered", "L0", "dead", "seconds"]
+        names = ["name", "lr", "fvu", "fvu_sd", "mmcs", "mmcs_sd", "recovered", "l0", "dead", "seconds"]
+        table = text_table(head, [[row[name] for name in names] for row in self.numbers["rows"]])
+        missing = [f"{name}: {why}" for name, why in self.numbers["failed"].items()]
+        return "\n".join([table, *missing])
+
+
+def quality(
+    *,
+    kinds: tuple[str, ...] = ("topk", "batch_topk", "jumprelu", "matryoshka"),
+    seeds: int = 3,
+    latents: int = 1024,
+    k: int = 16,
+    batch: int = 1024,
+    steps: int = 1500,
+    peers: bool = True,
+    peer_lr: tuple[float, ...] = (1e-3, 2e-3),
+    json: Path = Path("quality.json"),
+) -> Quality:
+    """Compare how well trainers find 512 planted features in 128 dimensions, at equal steps, batch and k.
+
+    Every run is kept as soon as it is done: stopped at any moment, the same command goes on where it was.
+
+    Example:
+        visae bench quality --kinds topk --seeds 1 --no-peers
+
+    Args:
+        kinds: of dictionary, see `visae kinds`.
+        seeds: worlds and starts; the table has means and standard deviations over them.
+        latents: width of the dictionary.
+        k: codes per token.
+        batch: tokens per step.
+        steps: of every run.
+        peers: run other libraries too, those that are installed (`pip install "visae[bench]"`).
+        peer_lr: peak learning rates of the peers, one line of the table for each; visae follows its own rule.
+        json: write the numbers here, and go on with the runs that are there already.
+    """
+    task = Task(n_latents=latents, k=k, batch=batch, steps=steps)
+    found, failed = entrants(task, kinds, peer_lr if peers else ())
+    contest = Contest(task, found, seeds, json)
+    if contest.open:
+        announce(f"quality: {len(contest.open)} runs, about {duration(contest.seconds())}, kept in {json}")
+    runs = contest.run(progress=True)
+    numbers = {
+        "bench": "quality",
+        "task": asdict(task),
+        "rows": summary(runs),
+        "failed": failed,
+        "runs": contest.kept,
+    }
+    write(json, numbers)
+    return Quality(numbers)
