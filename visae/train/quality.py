@@ -82,9 +82,10 @@ class Entrant:
 
 def own(kind: str, task: Task) -> Entrant:
     """A kind of visae's, as `visae train` would train it."""
+    options: dict[str, Any] = {"k": task.k} if "k" in kind_options(kind) else {}
 
     def make() -> Dictionary:
-        return make_sae(kind, task.d, task.n_latents, **({"k": task.k} if "k" in kind_options(kind) else {}))
+        return make_sae(kind, task.d, task.n_latents, **options)
 
     def train(task: Task, seed: int) -> Coder:
         sae = make()
