@@ -103,6 +103,11 @@ def test_the_command_measures_the_kinds_that_are_asked_for(tmp_path):
     assert json.loads(file.read_text())["runs"] == before
 
 
+def test_a_kind_that_needs_more_than_tokens_is_refused_before_anything_runs():
+    with pytest.raises(ValueError, match="kind 'temporal' needs"):
+        entrants(TINY, ["topk", "temporal"], ())
+
+
 def test_peers_are_left_out_or_entered_once_for_each_rate():
     assert [e.name for e in entrants(TINY, ["topk"], ())[0]] == ["visae topk"]
     found, failed = entrants(TINY, ["topk"], (1e-3, 2e-3))

@@ -5,7 +5,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,11 @@ def batches(size: Size, n: int = 4) -> list[Tensor | Rows]:
     needs = make_sae(size.kind, size.d, size.n_latents, **size.options).needs
     world = Planted(PlantedConfig(d=size.d, n_features=4 * size.d, active=24, zipf=0.7), size.batch, needs=needs)
     return [world.rows(size.batch, i) for i in range(n)]
+
+
+def tokens(data: Sequence[Tensor | Rows]) -> list[Tensor]:
+    """The rows alone, of batches that may say more of each."""
+    return [x.rows if isinstance(x, Rows) else x for x in data]
 
 
 def bare_step(size: Size, tier: str, precision: str, data: list[Tensor | Rows]) -> tuple[Trainer, Callable[[], None]]:
@@ -98,7 +103,7 @@ def bench_step(size: Size, repeats: int = 10, progress: bool = False, peers: boo
     from visae.train.rivals import rivals
 
     data = batches(size)
-    plain = [x.rows if isinstance(x, Rows) else x for x in data]
+    plain = tokens(data)
     others, failed = rivals(size, plain) if peers else ({}, {})
     jobs: dict[str, Callable[[], None]] = {
         "fp32 floor": floor(size, torch.float32, plain[0]),

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from visae import __version__
 from visae.ops import fast_precision
-from visae.sae import Codes, Dictionary, Moments, kind_options, make_sae
+from visae.sae import Codes, Dictionary, Moments, make_sae
 from visae.train.bench import Size, bare_step
 from visae.train.config import TrainConfig, default_lr
 from visae.train.peers import Coder, Peer, Plan
@@ -82,10 +82,14 @@ class Entrant:
 
 def own(kind: str, task: Task) -> Entrant:
     """A kind of visae's, as `visae train` would train it."""
-    options: dict[str, Any] = {"k": task.k} if "k" in kind_options(kind) else {}
 
     def make() -> Dictionary:
-        return make_sae(kind, task.d, task.n_latents, **options)
+        return make_sae(kind, task.d, task.n_latents, **task.size(kind).options)
+
+    if needs := make().needs:
+        raise ValueError(
+            f"kind {kind!r} needs {', '.join(needs)} beside tokens, which planted samples do not have here"
+        )
 
     def train(task: Task, seed: int) -> Coder:
         sae = make()
@@ -110,9 +114,9 @@ def foreign(peer: Peer, kind: str, lr: float) -> Entrant:
         return Plan(lr, task.steps, max(1, int(100 * part)), task.steps // 5, max(1, int(200 * part)), seed=seed)
 
     def train(task: Task, seed: int) -> Coder:
-        learner, data = peer.learner(task.size(kind), plan(task, seed)), iter(task.data(seed))
-        for _ in range(task.steps):
-            learner.step(next(data))
+        learner, data = peer.learner(task.size(kind), plan(task, seed)), task.data(seed)
+        for index in range(task.steps):
+            learner.step(data.sample(task.batch, index)[0])
         return learner.coder()
 
     def step(task: Task) -> Callable[[Tensor], object]:

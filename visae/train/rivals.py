@@ -12,7 +12,7 @@ from itertools import cycle
 
 from torch import Tensor
 
-from visae.train.bench import Size, batches, in_fresh_process, peak_of
+from visae.train.bench import Size, batches, in_fresh_process, peak_of, tokens
 from visae.train.peers import PEERS, Learner, Peer, Plan
 
 
@@ -89,6 +89,6 @@ def added_memory(size: Size, name: str, autocast: bool) -> float:
     """Peak resident MB of five steps in this process, above weights, batches and the moments of its optimiser."""
     load(PEERS[name])
     learner = PEERS[name].learner(size, Plan(autocast=autocast))
-    peak = peak_of(in_turn(learner, batches(size)))
+    peak = peak_of(in_turn(learner, tokens(batches(size))))
     state = [value for values in learner.optimiser.state.values() for value in values.values()]
     return round(peak - sum(t.nbytes for t in state if isinstance(t, Tensor)) / 2**20, 1)
