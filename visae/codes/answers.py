@@ -1,5 +1,6 @@
-"""What a code table answers with, and the ranking that it shares with live heat maps."""
+"""What a code table answers with, and what it shares with live heat maps: the ranking, and the sides of a latent."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,3 +53,24 @@ def rank_latents(latent: np.ndarray, value: np.ndarray, norm: np.ndarray, n: int
     latent, value = latent[first], value[first]
     best = np.argsort(-np.abs(value) * norm[latent], kind="stable")[:n]
     return latent[best], value[best]
+
+
+def one_side(maps: np.ndarray, signs: Sequence[int] | None, signed: bool) -> np.ndarray:
+    """The side of each latent that is asked for, pointing up.
+
+    Args:
+        maps: `[L, ...]` values of L latents.
+        signs: of each, 1 or -1: values times the sign, those of the other side 0. None leaves values as they are.
+        signed: whether the dictionary has negative codes at all.
+
+    Raises:
+        ValueError: for other signs, another number of them, or -1 where no code is negative.
+    """
+    if signs is None:
+        return maps
+    if len(signs) != len(maps) or any(s not in (1, -1) for s in signs) or (not signed and -1 in signs):
+        raise ValueError(
+            f"signs are 1 for each of the {len(maps)} latents, or -1 where the dictionary is signed; got {list(signs)} "
+            f"for a{'' if signed else 'n un'}signed one"
+        )
+    return (maps * np.array(signs, maps.dtype).reshape(-1, *[1] * (maps.ndim - 1))).clip(0)

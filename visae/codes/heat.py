@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from visae.codes.answers import rank_latents
+from visae.codes.answers import one_side, rank_latents
 from visae.codes.build import Encoder
 from visae.geometry import Geometry
 from visae.model import AdaptedModel
@@ -29,6 +29,7 @@ class ImageCodes:
         norm: `[F]` float32, length of each latent's direction.
         geometry: from the grid to the pixels.
         image_hw: height and width of the image.
+        signed: whether values may be negative.
     """
 
     latent: np.ndarray
@@ -37,12 +38,18 @@ class ImageCodes:
     norm: np.ndarray
     geometry: Geometry
     image_hw: tuple[int, int]
+    signed: bool = False
 
-    def grids(self, latents: Sequence[int]) -> np.ndarray:
+    def grids(self, latents: Sequence[int], signs: Sequence[int] | None = None) -> np.ndarray:
         """Values `[L, h, w]` of some latents on the token grid.
+
+        Args:
+            latents: their numbers.
+            signs: 1 or -1 for each: only the values of that side, as positive ones; None takes values as they are.
 
         Raises:
             IndexError: if the dictionary has no such latent.
+            ValueError: see `one_side`.
         """
         if wrong := [j for j in latents if not 0 <= j < len(self.norm)]:
             raise IndexError(f"latent {wrong[0]} of a dictionary of {len(self.norm)}, counted from 0")
@@ -50,11 +57,16 @@ class ImageCodes:
         for plane, j in zip(out.reshape(len(latents), math.prod(self.geometry.grid)), latents, strict=True):
             hit = self.latent == j
             plane[self.patch[hit]] = self.value[hit]
-        return out
+        return one_side(out, signs, self.signed)
 
-    def heat(self, latents: Sequence[int], mode: Literal["nearest", "bilinear"] = "bilinear") -> np.ndarray:
-        """Values `[L, H, W]` of some latents on the pixels of the image, 0 where the model saw nothing."""
-        return self.geometry.to_image(self.grids(latents), self.image_hw, mode)
+    def heat(
+        self,
+        latents: Sequence[int],
+        mode: Literal["nearest", "bilinear"] = "bilinear",
+        signs: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """`grids` on the pixels of the image, `[L, H, W]`, 0 where the model saw nothing."""
+        return self.geometry.to_image(self.grids(latents, signs), self.image_hw, mode)
 
     def strongest(self, n: int = 8) -> tuple[np.ndarray, np.ndarray]:
         """The latents that add most to some patch, and their values: ranked by |value| times direction norm."""
@@ -85,6 +97,7 @@ def encode_images(
     geometry = model.geometry(place)
     device = sae.mean.device
     norm = sae.directions().detach().float().norm(dim=1).cpu().numpy()
+    signed = bool(getattr(sae, "signed", False))
     remaining = iter(images)
     while group := list(islice(remaining, batch)):
         with torch.inference_mode(), tap(model, place) as taps:
@@ -95,7 +108,8 @@ def encode_images(
         indices, values = codes.indices.cpu().view(shape).numpy(), codes.values.float().cpu().view(shape).numpy()
         for image, index, value in zip(group, indices, values, strict=True):
             patch, slot = np.nonzero((index >= 0) & (value != 0))
-            yield ImageCodes(index[patch, slot], value[patch, slot], patch, norm, geometry, (image.height, image.width))
+            entries = index[patch, slot], value[patch, slot], patch
+            yield ImageCodes(*entries, norm, geometry, (image.height, image.width), signed)
 
 
 def heat_maps(
@@ -106,11 +120,12 @@ def heat_maps(
     *,
     site: Site | str | None = None,
     mode: Literal["nearest", "bilinear"] = "bilinear",
+    signs: Sequence[int] | None = None,
     batch: int = 16,
 ) -> Iterator[np.ndarray]:
-    """Maps `[L, H, W]` of some latents on the pixels of each image; `encode_images` has the arguments."""
+    """Maps `[L, H, W]` of some latents on the pixels of each image; see `encode_images` and `ImageCodes.grids`."""
     for codes in encode_images(model, sae, images, site=site, batch=batch):
-        yield codes.heat(latents, mode)
+        yield codes.heat(latents, mode, signs)
 
 
 def card_site(sae: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from visae.codes.answers import ClassStatistics, Top, rank_latents
+from visae.codes.answers import ClassStatistics, Top, one_side, rank_latents
 from visae.codes.arrays import ArrayFile
 from visae.codes.build import Encoder, TokenSource, build
 from visae.codes.columns import SIDES
@@ -231,15 +231,17 @@ class CodeTable:
         pointers = self.array("item_ptr")
         return slice(int(pointers[item]), int(pointers[item + 1]))
 
-    def grid(self, item: int, latent: int) -> np.ndarray:
+    def grid(self, item: int, latent: int, sign: int | None = None) -> np.ndarray:
         """Values `[h, w]` of a latent on the token grid of one item; 0 where it is silent or the token was not kept."""
-        return self.grids(item, [latent])[0]
+        return self.grids(item, [latent], None if sign is None else [sign])[0]
 
-    def grids(self, item: int, latents: Any) -> np.ndarray:
+    def grids(self, item: int, latents: Any, signs: Any = None) -> np.ndarray:
         """Values `[L, h, w]` of several latents on the token grid of one item.
 
+        With signs, 1 or -1 for each, only the values of that side, as positive ones.
+
         Raises:
-            ValueError: if the tokens have no grid.
+            ValueError: if the tokens have no grid, and see `one_side`.
         """
         if self.geometry is None:
             raise ValueError("this table's tokens have no grid (a pooled site): there is nothing to draw a map of")
@@ -250,7 +252,7 @@ class CodeTable:
         for i, j in enumerate(wanted):
             hit = (latent == j) & (y >= 0)
             out[i, y[hit], x[hit]] = value[hit]
-        return out
+        return one_side(out, signs, self.signed)
 
     def strongest(self, item: int, n: int = 8) -> tuple[np.ndarray, np.ndarray]:
         """The latents that add most to an item, and their values: ranked by |largest value| times direction norm."""

@@ -158,8 +158,7 @@ def _plan(
 ) -> list[_Plan]:
     maxima = _item_maxima(val, rows, rivals)
     rng = np.random.default_rng(seed)
-    pointers = val.item_maxima(1)[0]
-    firing = np.flatnonzero(np.diff(pointers))  # alive on patches
+    firing = [(int(j), s) for s in ((1, -1) if val.signed else (1,)) for j in _alive(val, s)]
     plan, scored = [], {}
     for selection in selections:
         factor, keep = selection.factor, val.labelled(selection.factor)
@@ -185,11 +184,16 @@ def _plan(
         chosen = {
             "latent": [(selection.latents[0], selection.signs[0])],
             "top 5 latents": top,
-            "random latent": [(int(j), 1) for j in rng.choice(firing, 5, replace=len(firing) < 5)],
+            "random latent": [firing[i] for i in rng.choice(len(firing), 5, replace=len(firing) < 5)],
         }
         names = {name: ", ".join(f"{'-' if s < 0 else ''}{j}" for j, s in pairs) for name, pairs in chosen.items()}
         plan.append(_Plan(selection, chosen, best, names | {r.name: r.label(best[r.name]) for r in rivals}))
     return plan
+
+
+def _alive(table: CodeTable, sign: int) -> np.ndarray:
+    """Latents that fire on some patch with a sign."""
+    return np.flatnonzero(np.diff(table.item_maxima(sign)[0]))
 
 
 class _Maps:
@@ -231,7 +235,7 @@ class _Maps:
         p = self._plan[s]
         if method in p.latents:
             latents, signs = zip(*p.latents[method], strict=True)
-            return self._table.grids(item, latents) * np.array(signs, np.float32)[:, None, None]
+            return self._table.grids(item, latents, signs)
         return self._rival[method, item][[self._columns[method].index(p.columns[method])]]
 
 

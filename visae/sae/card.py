@@ -25,6 +25,7 @@ class Card:
         options: of the kind (k, coefficients, ...).
         normaliser: of the inputs, a name of `visae.sae.normalisers`; what is left of it where it is folded.
         folded: what `Dictionary.fold` has moved into the weights: `normaliser`, `norms`.
+        signed: whether codes may be negative; heat maps and statistics then have two sides.
         threshold: of inference, where the kind has one scalar threshold.
         model: `{"id": ..., "revision": ...}` of the model it was trained on.
         site: `Site.to_dict()`.
@@ -46,6 +47,7 @@ class Card:
     options: dict[str, Any] = field(default_factory=dict)
     normaliser: str = "scale"
     folded: list[str] = field(default_factory=list)
+    signed: bool = False
     threshold: float | None = None
     model: dict[str, Any] = field(default_factory=dict)
     site: dict[str, Any] = field(default_factory=dict)

@@ -23,6 +23,7 @@ class Codes:
             measures tokens one by one, and it is None elsewhere.
         shift: `[n]` added to all dimensions of each row's reconstruction, likewise.
         side: what the rows were encoded by beside their values, `[n, ...]` by name, where `decode` needs it again.
+        signed: whether the dictionary's codes may be negative.
     """
 
     indices: Tensor
@@ -31,6 +32,7 @@ class Codes:
     scale: Tensor | None = None
     shift: Tensor | None = None
     side: Mapping[str, Tensor] = field(default_factory=dict)
+    signed: bool = False
 
     def __post_init__(self) -> None:
         if self.indices.shape != self.values.shape or self.indices.ndim != 2:
@@ -82,6 +84,7 @@ class Codes:
             _joined([p.scale for p in parts]),
             _joined([p.shift for p in parts]),
             {name: torch.cat([p.side[name] for p in parts]) for name in parts[0].side},
+            any(p.signed for p in parts),
         )
 
     @classmethod

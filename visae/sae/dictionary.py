@@ -292,7 +292,7 @@ class Dictionary(nn.Module):
             for part, its in self._parts(*self.unpack(x, **side)):
                 u, scale, shift = self.read(part)
                 codes = Codes.of(self.code(self.modulation(u, its), ops)[0], self.activation.capacity)
-                parts.append(replace(codes, scale=scale, shift=shift, side=its))
+                parts.append(replace(codes, scale=scale, shift=shift, side=its, signed=self.signed))
         finally:
             self.activation.train(was)
         return Codes.cat(parts) if len(parts) > 1 else parts[0]

@@ -35,6 +35,7 @@ def describe(sae: Dictionary, card: Card | None = None) -> Card:
         options=sae.options,
         normaliser=sae.normaliser.name,
         folded=list(sae.folded),
+        signed=sae.signed,
         threshold=scalar,
         dtype=str(sae.mean.dtype).removeprefix("torch."),
     )

@@ -79,7 +79,8 @@ def pursue(
         for step in range(k):
             ROUNDS[method](state, step)
         values = state.values / lengths[state.indices, 0]
-        parts.append(replace(empty, indices=torch.where(values == 0, -1, state.indices), values=values))
+        indices = torch.where(values == 0, -1, state.indices)
+        parts.append(replace(empty, indices=indices, values=values, signed=not positive))
     return Codes.cat(parts) if len(parts) > 1 else parts[0]
 
 

@@ -60,7 +60,7 @@ class Galleries:
         for item, value in zip(top.items, top.values, strict=True):
             heat = ""
             if self.table.geometry is not None:
-                grid = (self.table.grid(int(item), latent) * sign).clip(0) / scale
+                grid = self.table.grid(int(item), latent, sign) / scale
                 heat = base64.b64encode((grid * 255).round().astype(np.uint8).tobytes()).decode()
             self.used += len(heat) + 24
             entries.append([self._thumb(int(item)), float(f"{value:.4g}"), heat])

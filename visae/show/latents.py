@@ -90,15 +90,14 @@ def _held_out(
 
 
 def latent_rows(table: CodeTable, labels: dict[int, list[LatentLabel]]) -> dict[str, Any]:
-    """Columns of the page's table, one entry per latent that fires, as JSON."""
+    """Columns of the page's table, one entry per latent that fires, as JSON; `max` is the value furthest from 0."""
     alive = table.alive
+    furthest = np.where(table.highest >= -table.lowest, table.highest, table.lowest)[alive]
     first = [labels.get(int(j), [None])[0] for j in alive]
     return {
         "id": alive.tolist(),
         "density": [float(f"{d:.3g}") for d in table.density[alive]],
-        "max": [
-            float(f"{v:.4g}") for v in np.where(table.highest[alive] > 0, table.highest[alive], table.lowest[alive])
-        ],
+        "max": [float(f"{v:.4g}") for v in furthest],
         "mean": [float(f"{v:.4g}") for v in table.mean_active[alive]],
         "label": [label.name if label else "" for label in first],
         "lift": [round(label.lift, 3) if label else None for label in first],

@@ -107,7 +107,7 @@ def picture(study: Study, rows: int = 5, columns: int = 6) -> "Figure":
         number = study.test.factors[selection.factor].index(selection.value)
         items = np.flatnonzero(study.test.shows(selection.factor)[number])[:columns]
         shown = [study.test_data[int(i)].image for i in items]
-        grids = [study.test.grid(int(i), selection.latents[0]) for i in items]
+        grids = [study.test.grid(int(i), selection.latents[0], selection.signs[0]) for i in items]
         geometry, top = study.test.geometry, max(1e-9, *(float(g.max()) for g in grids))
         if geometry is None:
             raise ValueError("the demo's picture needs tokens with a place in the image")

@@ -80,7 +80,8 @@ def heatmap(
     if latents and label:
         raise ValueError(f"give latents or a label, not both; got latents {latents} and label {label!r}")
     opened = Run.open(run)
-    wanted: Sequence[int] = _latents_of(opened, label) if label else latents
+    selection = _selection(opened, label) if label else None
+    wanted, signs = (selection.latents, selection.signs) if selection else (latents, None)
     data = _data(opened, images)
     count = len(data) if limit is None else min(limit, len(data))
     if not images:
@@ -93,7 +94,7 @@ def heatmap(
     read = _read(data, count, skipped)
     files: list[Path] = []
     for key, image, codes in tqdm(_encoded(model, sae, read), total=count, unit="img", desc="heat maps"):
-        figure = draw(image, codes, wanted, strongest, mode, title=f"{key}{f' ({label})' if label else ''}")
+        figure = draw(image, codes, wanted, strongest, mode, f"{key}{f' ({label})' if label else ''}", signs)
         path = folder / f"{len(files):04d}-{_file_name(key)}.png"
         figure.savefig(path, dpi=130)
         files.append(path)
@@ -109,6 +110,7 @@ def draw(
     strongest: int = 5,
     mode: Literal["bilinear", "nearest"] = "bilinear",
     title: str = "",
+    signs: Sequence[int] | None = None,
 ) -> "Figure":
     """One image beside the maps of some latents, or of its strongest ones, each with its colour bar.
 
@@ -119,12 +121,13 @@ def draw(
         strongest: how many of those.
         mode: how values between tokens are filled in.
         title: of the figure.
+        signs: of the latents, 1 or -1: only values of that side are drawn; None draws both, in colours of their own.
     """
     chosen = list(latents) or [int(j) for j in codes.strongest(strongest)[0]]
     seen = codes.geometry.seen(codes.image_hw)
-    names = [f"latent {j}" for j in chosen]
+    names = [f"latent {'-' if sign < 0 else ''}{j}" for j, sign in zip(chosen, signs or [1] * len(chosen), strict=True)]
     return strongest_figure(
-        image, codes.heat(chosen, mode), names, title=title, seen=seen, columns=min(6, len(names) + 1)
+        image, codes.heat(chosen, mode, signs), names, title=title, seen=seen, columns=min(6, len(names) + 1)
     )
 
 
@@ -161,8 +164,8 @@ def _encoded(
         yield key, image, codes
 
 
-def _latents_of(run: Run, label: str) -> list[int]:
-    """Latents of a label, as `visae report` found them.
+def _selection(run: Run, label: str) -> Selection:
+    """Latents of a label and their signs, as `visae report` found them.
 
     Raises:
         FileNotFoundError: before a report was made.
@@ -176,7 +179,7 @@ def _latents_of(run: Run, label: str) -> list[int]:
     found = {s.name: s for s in map(Selection.from_dict, json.loads(file.read_text(encoding="utf8")))}
     if label not in found:
         raise UnknownName("label", label, found, "A label reads factor=value.")
-    return list(found[label].latents)
+    return found[label]
 
 
 def _file_name(key: str) -> str:
