@@ -78,7 +78,7 @@ def test_statistics_are_taken_from_the_first_rows_which_are_then_trained_on():
 def test_the_budget_in_tokens_counts_on_the_batch_size():
     _, result = fit(Planted(WORLD, 64), steps=None, tokens=1000)
     assert result.steps == 16
-    with pytest.raises(ValueError, match="has 32 rows but the budget in tokens counts on batch=64"):
+    with pytest.raises(ValueError, match="has 32 rows but the run counts on 64"):
         fit(Planted(WORLD, 32), steps=None, tokens=1000)
 
 

@@ -79,6 +79,11 @@ class Group:
         padded[: x.shape[0]] = x.detach()
         return torch.cat([part[:n] for part, n in zip(self.gather(padded), counts, strict=True)])
 
+    def spread(self, x: Tensor) -> None:
+        """Copies x of the first process into x of all, in place."""
+        if self.size > 1:
+            torch.distributed.broadcast(x, torch.distributed.get_global_rank(self.handle, 0), group=self.handle)
+
     def _reduced(self, x: Tensor, how: str) -> Tensor:
         if self.size == 1:
             return x

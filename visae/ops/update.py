@@ -52,7 +52,8 @@ class Adam:
         self.second = {name: torch.zeros_like(m) for name, m in self.first.items()}
         self.count = 0
         self.ops = ops
-        self.rows = [name for name, p in self.items() if ops is not None and p.ndim == 2 and p.is_contiguous()]
+        able = {name for name, p in self.items() if p.ndim == 2 and p.is_contiguous() and p.dtype == torch.float32}
+        self.rows = [name for name, _ in self.items() if ops is not None and name in able]
         if ops is not None:
             ops.adopt(self.parameters[name] for name in self.rows)
         self._fused: torch.optim.Adam | None = None

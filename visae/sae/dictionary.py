@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from visae.ops import Coded, Dense, Eager, Ops, Ragged, Rule
+from visae.ops import Coded, Dense, Eager, Ops, Ragged, Rule, share
 from visae.sae.activations import Activation, Elementwise
 from visae.sae.codes import Codes
 from visae.sae.decoders import Decoder
@@ -258,10 +258,12 @@ class Dictionary(nn.Module):
         return recon.detach(), (self.modulation.undo(recon, side) - u).square().mean(1)
 
     @torch.no_grad()
-    def count(self, codes: Coded, samples: int | None = None) -> None:
-        """Counts samples since each latent fired (z != 0), after a training batch."""
-        self.samples_since_fired += codes.n_rows if samples is None else samples
+    def count(self, codes: Coded) -> None:
+        """Counts samples since each latent fired (z != 0), after a training batch; its rows on all processes count."""
+        rows = share().rows
+        self.samples_since_fired += codes.n_rows * rows.size
         self.samples_since_fired.masked_fill_(codes.fired(), 0)
+        self.samples_since_fired.copy_(rows.min(self.samples_since_fired))
 
     def pre_activations(self, x: Tensor | Rows) -> Iterator[Tensor]:
         """Pre-activations `[m, F]` of raw inputs, in chunks of bounded memory."""

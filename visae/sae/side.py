@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visae.ops import Group
+
 SIDE: dict[str, tuple[bool, str]] = {
     "sigma": (False, "the noise level at which each was computed; loaders over diffusion models bring it"),
     "other": (True, "the other token of each pair; a loader over pairs brings it"),
@@ -45,6 +47,13 @@ def join(parts: Sequence[Any]) -> Any:
         return torch.cat(list(parts))
     names = parts[0].side
     return Rows(torch.cat([p.rows for p in parts]), {name: torch.cat([p.side[name] for p in parts]) for name in names})
+
+
+def gather(x: Any, group: Group) -> Any:
+    """Batches of all processes one after another, like `join`; each is as long."""
+    if not isinstance(x, Rows):
+        return group.gather(x).flatten(0, 1)
+    return Rows(gather(x.rows, group), {name: gather(value, group) for name, value in x.side.items()})
 
 
 def unpack(

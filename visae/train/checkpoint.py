@@ -13,7 +13,7 @@ from torch import Tensor
 from visae.sae.files import digest
 
 STATE, NOTES = "state.safetensors", "state.json"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass
@@ -60,11 +60,11 @@ def write(folder: Path, name: str, checkpoint: Checkpoint) -> Path:
         shutil.rmtree(stale)
     temporary.mkdir()
     save_file({name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}, temporary / STATE)
-    notes = {"schema": SCHEMA, "step": checkpoint.step, "sha256": digest(temporary / STATE), **checkpoint.notes}
-    text = json.dumps(notes, indent=1)
+    told = {"schema": SCHEMA, "step": checkpoint.step, "sha256": digest(temporary / STATE), **checkpoint.notes}
+    text = json.dumps(told, indent=1)
     (temporary / NOTES).write_text(text, encoding="utf-8")
     if final.exists():  # the same step, done again after an interruption
-        if _holds(final, text, notes["sha256"]):
+        if _holds(final, text, told["sha256"]):
             shutil.rmtree(temporary)
             return final
         shutil.rmtree(final)
@@ -83,12 +83,22 @@ def load(path: Path) -> Checkpoint:
     Raises:
         ValueError: if it is damaged, naming the file.
     """
+    told = notes(path)
+    if not (path / STATE).is_file() or digest(path / STATE) != told.pop("sha256"):
+        raise ValueError(f"{path / STATE} is missing or damaged; remove {path} to go on from the checkpoint before")
+    return Checkpoint(step=told.pop("step"), tensors=load_file(path / STATE), notes=told)
+
+
+def notes(path: Path) -> dict[str, Any]:
+    """What a checkpoint says beside its tensors, and the step and checksum.
+
+    Raises:
+        ValueError: if it is damaged, or of another version.
+    """
     try:
-        notes = json.loads((path / NOTES).read_text(encoding="utf-8"))
+        told: dict[str, Any] = json.loads((path / NOTES).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path / NOTES} is damaged ({error}); remove {path} to go on from the one before") from error
-    if notes.pop("schema") != SCHEMA:
+    if told.pop("schema") != SCHEMA:
         raise ValueError(f"{path} was written by another version of visae; this one reads checkpoint schema {SCHEMA}")
-    if not (path / STATE).is_file() or digest(path / STATE) != notes.pop("sha256"):
-        raise ValueError(f"{path / STATE} is missing or damaged; remove {path} to go on from the checkpoint before")
-    return Checkpoint(step=notes.pop("step"), tensors=load_file(path / STATE), notes=notes)
+    return told

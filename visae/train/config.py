@@ -24,7 +24,8 @@ class TrainConfig:
     Attributes:
         steps: optimiser steps.
         tokens: rows to train on, over all processes; the steps follow from it and `batch`.
-        batch: rows per step and process; a loader must bring batches of this size where the budget is in tokens.
+        batch: rows per step and process; a loader must bring batches of this size where the budget is in tokens. A run
+            that goes on with another number of processes keeps the rows per step of all of them together.
         lr: peak learning rate; None follows `default_lr`.
         warmup: share of the steps over which the rate rises linearly from 0.
         decay: share of the steps, the last ones, over which it falls linearly to 0.
@@ -125,9 +126,9 @@ class TrainConfig:
             if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} is a share of the steps, between 0 and 1; got {value}")
 
-    def total_steps(self, processes: int = 1) -> int:
-        """Steps of the run."""
-        return self.steps if self.steps is not None else -(-int(self.tokens or 0) // (self.batch * processes))
+    def total_steps(self, rows_per_step: int | None = None) -> int:
+        """Steps of the run; `rows_per_step` counts the rows of all processes, `batch` if not given."""
+        return self.steps if self.steps is not None else -(-int(self.tokens or 0) // (rows_per_step or self.batch))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from visae.sae import Moments, Rows, initialise
+from visae.ops import Share, sharing
+from visae.sae import Rows, initialise
 from visae.sae.init import check_moments
 from visae.train.feed import Batches, LoaderEnded
 from visae.train.record import Recorder
-from visae.train.validate import validate
+from visae.train.validate import own_rows, validate
 
 if TYPE_CHECKING:
     from visae.train.trainer import Trainer
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 def begin(trainer: "Trainer", feed: Batches) -> None:
     """Statistics from the first rows of the loader, then weights."""
     moments, rows = feed.first(trainer.config.stat_rows, trainer.sae.normaliser.covariance)
-    if trainer.accelerator.num_processes > 1:
-        moments = _pool(trainer, moments)
     check_moments(moments)
     config = trainer.config
     if config.start == "given":
@@ -27,27 +26,17 @@ def begin(trainer: "Trainer", feed: Batches) -> None:
             raise ValueError("start='given' goes on from trained weights, but this dictionary has none yet: load one")
         trainer.sae.samples_since_fired.zero_()
     else:
-        initialise(trainer.sae, rows, moments, config.seed, start=config.start, centre=config.centre)
+        with sharing(Share()):  # every process has the rows of all and does the same
+            initialise(trainer.sae, rows, moments, config.seed, start=config.start, centre=config.centre)
     agree(trainer)
     for callback in trainer.callbacks:
         callback.begin(trainer, rows)
 
 
-def _pool(trainer: "Trainer", moments: Moments) -> Moments:
-    """Moments of the rows of all processes."""
-    pooled = Moments(trainer.sae.d, trainer.sae.normaliser.covariance)
-    for row in trainer.accelerator.gather(moments.pack()[None].to(trainer.device)).cpu():
-        pooled.merge_packed(row)
-    return pooled
-
-
 def agree(trainer: "Trainer") -> None:
-    """Gives every process the weights and buffers of the first."""
-    if trainer.accelerator.num_processes > 1:
-        from accelerate.utils import broadcast
-
-        for tensor in trainer.sae.state_dict().values():
-            tensor.copy_(broadcast(tensor.clone()))
+    """Gives processes that hold the same latents the weights and buffers of the first of them."""
+    for tensor in trainer.sae.state_dict().values():
+        trainer.processes.share.rows.spread(tensor)
 
 
 def finish(
@@ -56,10 +45,12 @@ def finish(
     """Calibrates thresholds and measures on validation batches; returns the last metrics."""
     for callback in trainer.callbacks:
         callback.finish(trainer)
+    agree(trainer)  # the main process may have read the best dictionary
     sae = trainer.sae
-    if sae.activation.calibrates and (held_out := _held_out(trainer, feed) if validation is None else validation):
-        sae.calibrate(held_out)
-    agree(trainer)
+    if sae.activation.calibrates:
+        given = None if validation is None else (Rows(x, side) for x, side in own_rows(sae, validation))
+        if held_out := _held_out(trainer, feed) if given is None else given:
+            sae.calibrate(held_out)
     sae.eval()
     last = recorder.history[-1] if recorder.history else {"step": trainer.step}
     metrics = {name: value for name, value in last.items() if name != "warnings"}
@@ -74,7 +65,7 @@ def _held_out(trainer: "Trainer", feed: Batches) -> list[Tensor | Rows]:
     """The next batches of the loader; the last one trained on where the loader has no more."""
     batches: list[Tensor | Rows] = []
     # a short run is not worth a long calibration
-    wanted = min(trainer.config.calibration_rows, trainer.samples)
+    wanted = -(-min(trainer.config.calibration_rows, trainer.samples) // trainer.processes.share.rows.size)
     while sum(b.shape[0] for b in batches) < wanted:
         try:
             batches.append(next(feed))

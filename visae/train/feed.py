@@ -1,13 +1,15 @@
 """`Feed`: draws checked batches from any iterable of tokens, and knows how to rewind and resume it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from visae.ops import share
 from visae.sae import Moments, Rows
-from visae.sae.side import join, unpack
+from visae.sae.side import gather, join, unpack
 
 START_BYTES = 2**27
 """At most so many bytes of rows are held for the first atoms; all rows read count for mean and scale."""
@@ -43,6 +45,10 @@ class Batches(Protocol):
         """Goes on where `state` was taken."""
         ...
 
+    def convert(self, states: list[dict[str, Any]], batch: int) -> str:
+        """Goes on after another number of processes, in batches of so many rows; returns what is not exact about it."""
+        ...
+
 
 class FirstRows:
     """What a run learns from the first rows of its data.
@@ -74,6 +80,25 @@ class FirstRows:
         return join(self._held)
 
 
+def same_length(own: Tensor | Rows | None) -> Tensor | Rows | None:
+    """A batch, if every process that splits the rows has one; all stop together with the first that has no more.
+
+    Raises:
+        ValueError: on every process, if the batches are not equally long.
+    """
+    group = share().rows
+    if group.size == 1:
+        return own
+    lengths = group.gather(torch.tensor([0 if own is None else own.shape[0]], device=group.device)).flatten().tolist()
+    if 0 in lengths:
+        return None
+    if len(found := sorted(set(lengths))) > 1:
+        raise ValueError(
+            f"the processes bring batches of {' and '.join(map(str, found))} rows: each must bring as many"
+        )
+    return own
+
+
 class Feed:
     """Batches `[b, d]` float32 on a device; `Rows` where the dictionary needs side information (`visae.sae.side`).
 
@@ -85,7 +110,7 @@ class Feed:
         loader: tensors `[b, d]` of any float dtype, or things with such `rows` and what `needs` names.
         d: expected length of a row.
         device: where batches go.
-        batch: expected rows per batch; None allows any.
+        batch: expected rows per batch; None allows any, but where processes split the rows always the same.
         needs: names of the side information that a batch must bring.
     """
 
@@ -118,7 +143,7 @@ class Feed:
         self.drawn += 1
         return x
 
-    def peek(self, rows: int) -> Iterator[Tensor | Rows]:
+    def peek(self, rows: int) -> Generator[Tensor | Rows, None, None]:
         """Yields the next batches until they hold `rows` rows, then forgets having drawn them.
 
         A loader that cannot be rewound is replayed from memory.
@@ -126,29 +151,35 @@ class Feed:
         state = self.loader.state_dict() if self.stateful else None  # type: ignore[attr-defined]
         kept: list[Any] = []
         seen = 0
-        while seen < rows:
-            try:
-                raw = self._draw()
-            except LoaderEnded:
-                if not kept and not seen:
-                    raise
-                break
-            if not self.stateful:
-                kept.append(raw)
-            x = self._checked(raw)
-            seen += x.shape[0]
-            yield x
-        if self.stateful:
-            self.loader.load_state_dict(state)  # type: ignore[attr-defined]
-            self._iterator = None
-        self._replay = kept + self._replay
+        try:
+            while seen < rows:
+                try:
+                    raw = self._replay.pop(0) if self._replay else self._draw()
+                except LoaderEnded:
+                    if not kept and not seen:
+                        raise
+                    break
+                if not self.stateful:
+                    kept.append(raw)
+                x = self._checked(raw)
+                seen += x.shape[0]
+                yield x
+        finally:
+            if self.stateful:
+                self.loader.load_state_dict(state)  # type: ignore[attr-defined]
+                self._iterator = None
+            self._replay = kept + self._replay
 
     def first(self, rows: int, covariance: bool = False) -> tuple[Moments, Tensor | Rows]:
-        """See `Batches.first`."""
-        first = FirstRows(self.d, covariance)
-        for x in self.peek(rows):
-            self.check()
-            first.add(x)
+        """See `Batches.first`.
+
+        Where processes split the rows, of the rows of all of them, in the order in which one alone would draw them.
+        """
+        first, group = FirstRows(self.d, covariance), share().rows
+        with closing(self.peek(-(-rows // group.size))) as batches:
+            while (own := same_length(next(batches, None))) is not None:
+                self.check()
+                first.add(gather(own, group))
         return first.moments, first.rows
 
     def _draw(self) -> Any:
@@ -175,9 +206,11 @@ class Feed:
             )
         if self.batch is not None and x.shape[0] != self.batch:
             raise ValueError(
-                f"batch {self.drawn} has {x.shape[0]} rows but the budget in tokens counts on batch="
-                f"{self.batch}: set TrainConfig.batch to what the loader brings, or budget in steps"
+                f"batch {self.drawn} has {x.shape[0]} rows but the run counts on {self.batch} (its budget in tokens or "
+                "its other processes do): let the loader bring as many, set TrainConfig.batch to it, or budget in steps"
             )
+        if self.batch is None and share().rows.size > 1:
+            self.batch = x.shape[0]
         x = x.to(self.device, torch.float32, non_blocking=True)
         finite = torch.isfinite(x.sum())
         if x.device.type != "cpu":  # asking would stall the device: remember, and tell at the next check
@@ -225,3 +258,27 @@ class Feed:
         while self.drawn < state["drawn"]:
             self._draw()
             self.drawn += 1
+
+    def convert(self, states: list[dict[str, Any]], batch: int) -> str:
+        """Goes on where another number of processes, whose states these are, stood with the same rows per step.
+
+        A loader that can knows how (`load_states`, see `visae.store.Loader`). Another one that stood at the same place
+        on every process is taken to count batches of all of them.
+
+        Args:
+            states: one per process of then.
+            batch: expected rows per batch from here on.
+
+        Returns:
+            What is not exact about it, or may not be.
+        """
+        self.batch = batch
+        loaders = [state["loader"] for state in states]
+        if self.stateful and hasattr(self.loader, "load_states"):
+            self._iterator, self.drawn = None, states[0]["drawn"]
+            return str(self.loader.load_states(loaders))
+        if self.stateful and any(loader != loaders[0] for loader in loaders):
+            self.drawn = states[0]["drawn"]
+            return "the loader has no load_states, so it starts anew and rows are seen again"
+        self.restore(states[0])
+        return "rows go on exactly only if the loader splits the same batches whatever the number of processes"

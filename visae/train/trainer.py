@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from visae.ops import Adam, Fused, fast_precision, make_ops
+from visae.ops import Adam, Fused, fast_precision, make_ops, sharing
 from visae.sae import Dictionary, Rows
 from visae.sae.dictionary import Losses
 from visae.sae.penalties import Penalty
@@ -18,6 +18,7 @@ from visae.train.callbacks import Callback, gather
 from visae.train.config import TrainConfig, annealed_k, default_lr, schedule
 from visae.train.ends import begin, finish
 from visae.train.feed import Batches, Feed, LoaderEnded
+from visae.train.processes import Processes, on_cpu
 from visae.train.randomness import Randomness
 from visae.train.record import Recorder
 from visae.train.trouble import told
@@ -79,22 +80,22 @@ class Trainer:
         from accelerate import Accelerator
 
         self.config, self.out, self.progress = config, Path(out) if out is not None else None, progress
+        self.processes = Processes(config.device)
         self.accelerator = Accelerator(
-            cpu=config.device == "cpu", log_with=log_with, project_dir=str(out) if out is not None else None
+            cpu=on_cpu(config.device), log_with=log_with, project_dir=str(out) if out is not None else None
         )
         self.device = self.accelerator.device if config.device == "auto" else torch.device(config.device)
         self.sae = sae.to(self.device).requires_grad_(True).train()
-        self.steps = config.total_steps(self.accelerator.num_processes)
         self.precision = self._precision()
         self.ops = make_ops(config.ops, self.precision, self.device)
-        self.lr = config.lr or default_lr(sae.n_latents, self.steps)
+        self.set_rows_per_step(config.batch * self.processes.share.rows.size)
         self.optimiser = Adam(
             dict(sae.named_parameters()),
             sae.unit_parameters(),
             config.betas,
             fused=config.ops != "reference" and self.device.type in ("cpu", "cuda"),
             # gradients that processes average must exist as tensors
-            ops=self.ops if isinstance(self.ops, Fused) and self.accelerator.num_processes == 1 else None,
+            ops=self.ops if isinstance(self.ops, Fused) and self.processes.share.rows.size == 1 else None,
         )
         self.randomness = Randomness(config.seed, self.device)
         self._prepare_schedules()
@@ -134,10 +135,15 @@ class Trainer:
         launched = {"bf16": "bf16", "fp16": "bf16"}.get(self.accelerator.mixed_precision)
         return launched or fast_precision(self.device)
 
+    def set_rows_per_step(self, rows: int) -> None:
+        """Sets how many rows a step is on, over all processes, and what follows from it."""
+        self.rows_per_step, self.steps = rows, self.config.total_steps(rows)
+        self.lr = self.config.lr or default_lr(self.sae.n_latents, self.steps)
+
     @property
     def dead_window(self) -> int:
         """Samples without firing after which a latent counts as dead."""
-        budget = self.steps * self.config.batch * self.accelerator.num_processes
+        budget = self.steps * self.rows_per_step
         return self.config.dead_window or min(10_000_000, max(1, budget // 20))
 
     @property
@@ -151,7 +157,8 @@ class Trainer:
         """Trains until the budget is spent.
 
         Args:
-            loader: see `visae.train.feed.Feed`; each process needs its own share.
+            loader: see `visae.train.feed.Feed`; each of several processes needs its own share of the rows, in batches
+                of the same size.
             validation: batches `[b, d]` that can be iterated again; for thresholds and the last FVU. Without them
                 thresholds are calibrated on the next batches of `loader`.
             resume: go on from the newest checkpoint in `out`; starts anew if there is none.
@@ -159,6 +166,7 @@ class Trainer:
         Raises:
             ValueError: for unusable inputs, a loader that ends early, a folder that holds another run.
             FloatingPointError: if the loss is no longer finite.
+            ProcessFailed: if another process of the run failed.
         """
         run = self.run(self.feed(loader), validation, resume=resume)
         while True:
@@ -182,11 +190,14 @@ class Trainer:
         """
         if validation is None and (self.config.best or self.config.patience is not None):
             raise ValueError("best and patience look at held-out batches: give fit its validation batches")
-        found = resuming.newest(self, resume)
-        if found is not None:
-            resuming.restore(self, checkpoint.load(found), feed)
-        elif self.step == 0:
-            begin(self, feed)
+        with self.processes.together():
+            return (yield from self._run(feed, validation, resume))
+
+    def _run(
+        self, feed: Batches, validation: Iterable[Tensor] | None, resume: bool
+    ) -> Generator[None, None, TrainResult]:
+        with sharing(self.processes.share):
+            self._start(feed, resume)
         if self._log_with:
             settings = self.config.to_dict() | {"betas": str(self.config.betas)}
             self.accelerator.init_trackers("visae", config=settings)
@@ -194,28 +205,43 @@ class Trainer:
             self.history = recorder.history
             yield
             while self.step < self.steps and not self.stopped:
-                x = self._take(feed)
-                losses = self.grade(x)
-                lr = self.update()
-                self._record(recorder, feed, losses, x, lr, validation)
+                with sharing(self.processes.share):  # not over a yield: the caller would be in it, too
+                    x = self._take(feed)
+                    losses = self.grade(x)
+                    lr = self.update()
+                    self._record(recorder, feed, losses, x, lr, validation)
                 yield
-            metrics = finish(self, feed, recorder, validation)
+            with sharing(self.processes.share):
+                metrics = finish(self, feed, recorder, validation)
         if self._log_with:
             self.accelerator.end_training()
         return TrainResult(self.step, self.samples, metrics, recorder.history, told(recorder.history))
+
+    def _start(self, feed: Batches, resume: bool) -> None:
+        """Restores or begins."""
+        found = resuming.newest(self, resume)
+        if found is not None:
+            resuming.restore(self, checkpoint.load(found), feed)
+        elif self.step == 0:
+            begin(self, feed)
 
     # -- the four pieces of a step
 
     def _take(self, feed: Batches) -> Tensor | Rows:
         """Draws a batch."""
         try:
-            self.last = next(feed)
-            return self.last
+            x = next(feed)
+            if self.last is None:
+                self.processes.check_batch(x)
+            self.last = x
+            return x
         except LoaderEnded as ended:
-            resuming.save(self, feed)
+            alone = self.processes.size == 1  # else the others are in the middle of their step
+            if alone:
+                resuming.save(self, feed)
             raise LoaderEnded(
                 f"the loader ended after {self.step} of {self.steps} steps"
-                + (f"; a checkpoint of them is in {self.folder}" if self.folder else "")
+                + (f"; a checkpoint of them is in {self.folder}" if self.folder and alone else "")
                 + ". Give an endless or re-iterable loader, or a smaller budget"
             ) from ended
 
@@ -235,10 +261,7 @@ class Trainer:
         if self.device.type == "cpu":
             self._check_loss(losses)
         total.backward()
-        if self.accelerator.num_processes > 1:
-            for parameter in self.optimiser.parameters.values():
-                if parameter.grad is not None:
-                    parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
+        self.processes.average_gradients(self.optimiser.parameters.values())
         return losses
 
     def update(self) -> float:
@@ -258,11 +281,9 @@ class Trainer:
         validation: Iterable[Tensor] | None,
     ) -> None:
         """Counters, metrics, checkpoint."""
-        rows = x.shape[0] * self.accelerator.num_processes
+        rows = x.shape[0] * self.processes.share.rows.size
         self.sae.activation.observe(losses.codes)
-        self.sae.count(losses.codes, rows)
-        if self.accelerator.num_processes > 1:
-            torch.distributed.all_reduce(self.sae.samples_since_fired, op=torch.distributed.ReduceOp.MIN)
+        self.sae.count(losses.codes)
         self.step += 1
         self.samples += rows
         recorder.tick(rows)
@@ -304,17 +325,16 @@ class Trainer:
     def _metrics(self, losses: Losses, x: Tensor | Rows, lr: float) -> dict[str, Any]:
         x = x.rows if isinstance(x, Rows) else x
         with torch.no_grad():
-            recon = self.sae.restore(losses.recon, x)
+            recon, group = self.sae.restore(losses.recon, x), self.processes.share.rows
             values = {
                 "loss": losses.total,
                 **losses.terms,
-                "fvu": (x - recon).square().sum() / (x - x.mean(0)).square().sum(),
+                "fvu": (x - recon).square().sum(1).mean() / group.variance(x).sum(),
                 "l0": losses.codes.l0(),
                 "dead": (self.sae.samples_since_fired >= self.dead_window).double().mean(),
             }
             stacked = torch.stack([v.detach().double() for v in values.values()])
-            if self.accelerator.num_processes > 1:
-                stacked = self.accelerator.reduce(stacked, reduction="mean")
+            stacked = group.mean(stacked)
         return {"samples": self.samples, **dict(zip(values, stacked.tolist(), strict=True)), "lr": lr}
 
     def _check_loss(self, losses: Losses) -> None:

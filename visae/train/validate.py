@@ -1,10 +1,12 @@
 """FVU and L0 on held-out batches while training; the full set of metrics is `visae.evaluate`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from visae.ops import share
 from visae.sae import Dictionary, Moments
 
 
@@ -12,20 +14,36 @@ from visae.sae import Dictionary, Moments
 def validate(sae: Dictionary, batches: Iterable[Tensor]) -> dict[str, float]:
     """Fraction of variance unexplained over all batches, and mean L0, by the rule of inference.
 
+    Where processes split the rows of training, each has the same batches here and measures its part of them.
+
     Raises:
         ValueError: if there is no batch.
     """
     moments, error, codes_seen = Moments(sae.d), 0.0, 0
-    for batch in batches:
-        x, side = sae.unpack(batch)
+    for x, side in own_rows(sae, batches):
         x = x.to(sae.mean.device, torch.float32)
         codes = sae.encode(x, **side)
         error += float((x.double() - sae.decode(codes).double()).square().sum())
         codes_seen += int(codes.l0().sum())
         moments.add(x)
-    if not moments.n:
+    group, pooled = share().rows, Moments(sae.d)
+    for packed in group.gather(moments.pack().to(group.device)).cpu():
+        pooled.merge_packed(packed)
+    if not pooled.n:
         raise ValueError(
             "validation needs at least one batch of tokens [b, d], got none; give batches that can be "
             "iterated again, such as a list"
         )
-    return {"val_fvu": error / moments.total, "val_l0": codes_seen / moments.n}
+    sums = group.sum(torch.tensor([error, float(codes_seen)], dtype=torch.float64, device=group.device))
+    return {"val_fvu": float(sums[0]) / pooled.total, "val_l0": float(sums[1]) / pooled.n}
+
+
+def own_rows(sae: Dictionary, batches: Iterable[Any]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Rows of batches that are this process's to measure, and their side information.
+
+    Where n processes have the same batches, each takes every n-th row.
+    """
+    mine = slice(share().rows.rank, None, share().rows.size)
+    for batch in batches:
+        x, side = sae.unpack(batch)
+        yield x[mine], {name: value[mine] for name, value in side.items()}

@@ -1,0 +1,182 @@
+"""Two processes do what one does with twice the batch, fail together, and may become one and two again."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from visae.sae import kinds
+from visae.train import read_metrics
+
+HERE = Path(__file__).parent
+_spec = importlib.util.spec_from_file_location("visae_train_team", HERE / "team.py")
+kit = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(kit)
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Runs a task of `team.py` in several processes; returns their exit codes."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    server = subprocess.Popen([sys.executable, str(HERE / "team.py")], text=True, env=environment, **pipes)
+
+    def run(task, out, processes=2, **options):
+        out.mkdir(exist_ok=True)
+        request = {"task": task, "out": str(out), "processes": processes, **options}
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())
+
+    yield run
+    server.stdin.close()
+    server.wait()
+
+
+def results(out, name):
+    """What both processes found; they must agree to the bit."""
+    tensors = [load_file(out / f"{rank}.safetensors") for rank in (0, 1)]
+    mine = {key.removeprefix(f"{name}/"): t for key, t in tensors[0].items() if key.startswith(f"{name}/")}
+    assert all(torch.equal(t, tensors[1][f"{name}/{key}"]) for key, t in mine.items())
+    notes = [json.loads((out / f"{rank}.json").read_text())[name] for rank in (0, 1)]
+    after = notes[1].pop("history")  # the main process knows the lines from before a resume, too
+    assert notes[0] == notes[1] | {"history": notes[0]["history"]}
+    assert notes[0]["history"][-len(after) :] == after
+    return mine, notes[0]
+
+
+def check_equal(found, expected, tolerance):
+    (tensors, notes), (wanted, told) = found, expected
+    assert tensors.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(tensors[name], tensor, atol=tolerance, rtol=tolerance, msg=lambda m: f"{name}: {m}")  # noqa: B023
+    assert (notes["samples"], notes["steps"]) == (told["samples"], told["steps"])
+    for line, other in zip(notes["history"], told["history"], strict=True):
+        assert line == pytest.approx(other, abs=tolerance, rel=tolerance)
+
+
+SETTINGS = {
+    "topk in float32": {"kind": "topk", "dtype": "float32"},
+    "batch_topk, validated": {"kind": "batch_topk", "validation": True, "validate_every": 3},
+    "feature_choice, validated": {"kind": "feature_choice", "validation": True},
+    "jumprelu, validated": {"kind": "jumprelu", "validation": True},
+    "topk, tilted": {"kind": "topk", "tilt": 2.0},
+    "batch_topk, annealed": {"kind": "batch_topk", "start_k": 8.0, "anneal": 0.7},
+    "topk, from the median": {"kind": "topk", "centre": "median"},
+    "relu_l1, resampled": {"kind": "relu_l1", "resample_every": 2, "dead_window": 65},
+    "topk, best of averages": {"kind": "topk", "validation": True, "validate_every": 2, "best": True, "ema": 0.5},
+    "temporal, validated": {"kind": "temporal", "validation": True},
+    "topk, reference kernels": {"kind": "topk", "ops": "reference"},
+    "batch_topk, a budget in tokens": {"kind": "batch_topk", "steps": None, "tokens": 500, "dead_window": None},
+}
+JOBS = {kind: {"kind": kind} for kind in kinds()} | SETTINGS
+
+
+@pytest.fixture(scope="module")
+def fitted(start, tmp_path_factory):
+    out = tmp_path_factory.mktemp("fitted")
+    assert start("fits", out, jobs=JOBS) == [0, 0], (out / "0.txt").read_text() + (out / "1.txt").read_text()
+    return out
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_two_processes_end_with_the_dictionary_of_one_with_twice_the_batch(fitted, name):
+    job = JOBS[name]
+    tolerance = 2e-4 if job.get("dtype") == "float32" else 1e-9
+    check_equal(results(fitted, name), kit.told(*kit.fit(**job)), tolerance)
+
+
+@pytest.mark.parametrize("kind", ["topk", "batch_topk", "jumprelu"])
+def test_gradients_are_those_of_all_rows(start, tmp_path, kind):
+    assert start("grades", tmp_path, kind=kind) == [0, 0], (tmp_path / "0.txt").read_text()
+    (tmp_path / "alone").mkdir()
+    kit.grades(tmp_path / "alone", 0, 1, kind)
+    wanted = load_file(tmp_path / "alone" / "0.safetensors")
+    for rank in (0, 1):
+        found = load_file(tmp_path / f"{rank}.safetensors")
+        for name, gradient in wanted.items():
+            assert float(gradient.abs().max()) > 0
+            torch.testing.assert_close(found[name], gradient, atol=1e-12, rtol=1e-9)
+
+
+def test_one_folder_is_written_by_the_main_process_alone(start, tmp_path):
+    job = {"kind": "batch_topk", "checkpoint_every": 4, "validation": True}
+    assert start("fits", tmp_path, jobs={"run": {**job, "out": str(tmp_path / "team")}}) == [0, 0]
+    _, result = kit.fit(**job, out=tmp_path / "alone")
+    names = [sorted(str(p.relative_to(out)) for p in out.rglob("*")) for out in (tmp_path / "team", tmp_path / "alone")]
+    assert names[0] == names[1]
+    lines = [
+        [{k: v for k, v in line.items() if k != "rows_per_second"} for line in read_metrics(tmp_path / out)]
+        for out in ("team", "alone")
+    ]
+    assert len(lines[0]) == len(result.history)
+    for line, other in zip(*lines, strict=True):
+        assert line == pytest.approx(other, rel=1e-9)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(start, tmp_path, caplog, before, after):
+    job = {"kind": "batch_topk", "steps": None, "tokens": 64 * 12, "checkpoint_every": 4}
+    batch = 64 // before  # of each process, as it was when the run began
+
+    def go(processes, resume):
+        options = {**job, "out": str(tmp_path / "run"), "resume": resume, "batch": batch}
+        if processes == 2:
+            codes = start("fits", tmp_path, jobs={"run": options})
+            assert codes == [0, 0], (tmp_path / "0.txt").read_text()
+            return results(tmp_path, "run"), (tmp_path / "0.txt").read_text()
+        caplog.clear()
+        return kit.told(*kit.fit(**options)), caplog.text
+
+    go(before, resume=False)
+    for late in sorted((tmp_path / "run" / "checkpoints").iterdir())[-1:]:
+        shutil.rmtree(late)  # step 8 of 12 is the newest now
+    found, said = go(after, resume=True)
+    check_equal(found, kit.told(*kit.fit(**job)), 1e-9)
+    assert f"from {before} processes to {after}: each takes batches of {64 // after} rows instead of {batch}" in said
+    assert "rows go on exactly only if the loader splits the same batches" in said
+
+
+def test_rows_per_step_that_cannot_be_shared_are_refused(start, tmp_path):
+    kit.fit("topk", out=tmp_path / "run", batch=65, checkpoint_every=4)
+    job = {"kind": "topk", "out": str(tmp_path / "run"), "resume": True, "batch": 65}
+    assert start("fits", tmp_path, jobs={"run": job}) == [1, 1]
+    for rank in (0, 1):
+        said = (tmp_path / f"{rank}.txt").read_text()
+        assert "takes steps on 65 rows (1 processes with batches of 65), which 2 processes cannot share evenly" in said
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("raise", "OSError: disk on fire"),
+        ("nan", "ValueError: batch 5 (training step 5) holds 1 values that are NaN or infinite"),
+        ("short", "ValueError: batch 5 has 31 rows but the run counts on 32"),
+    ],
+)
+def test_an_error_in_one_process_ends_all_and_all_say_why(start, tmp_path, fault, reason):
+    assert start("fails", tmp_path, fault=fault) == [1, 1]
+    assert reason in (tmp_path / "1.txt").read_text().splitlines()[-1]
+    last = (tmp_path / "0.txt").read_text().splitlines()[-1]
+    assert f"process 1 of this run failed, so process 0 ends, too: {reason}" in last
+
+
+def test_a_process_that_is_killed_ends_the_others(start, tmp_path):
+    assert start("fails", tmp_path, fault="die") == [1, -9]
+    assert "process 0 lost another process of this run, or waited too long for it" in (tmp_path / "0.txt").read_text()
+
+
+def test_a_process_that_hangs_is_given_up(start, tmp_path):
+    assert start("fails", tmp_path, fault="sleep", patience=2) == [1, 1]
+    for rank in (0, 1):
+        assert (
+            f"process {rank} lost another process of this run, or waited too long"
+            in (tmp_path / f"{rank}.txt").read_text()
+        )
