@@ -167,7 +167,7 @@ class Watch(Callback):
     def begin(self, trainer: "Trainer", rows: Tensor | Rows) -> None:
         """See `Callback.begin`."""
         found = [outliers(trainer.sae.normalise(rows))]
-        budget = trainer.steps * trainer.config.batch * trainer.accelerator.num_processes
+        budget = trainer.steps * trainer.rows_per_step
         per_latent = budget / trainer.sae.n_latents
         if per_latent < ROWS_PER_LATENT:
             text = f"{budget:,} rows for {trainer.sae.n_latents:,} latents are {per_latent:.0f} for each"
