@@ -257,6 +257,7 @@ class Elementwise(Activation):
             self.reached.fill_(entries.values.shape[0] / max(1, entries.n_rows * entries.pattern.n_latents))
         else:
             self.reached.copy_(self.reach().mask(entries.values).mean(dtype=self.reached.dtype))
+        self.reached.copy_(ops.share().rows.mean(self.reached))
 
 
 class ReLU(Elementwise):
