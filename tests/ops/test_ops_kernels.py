@@ -11,7 +11,7 @@ from visae.sae import initialise, kind_options, kinds, make_sae
 N, D, F = 40, 24, 320
 
 
-@pytest.fixture(params=[name for name, device in KERNELS.items() if device == "cpu"])
+@pytest.fixture(params=list(KERNELS))
 def kernels(request):
     found = load_kernels(request.param)
     if found is None:
@@ -54,6 +54,8 @@ NESTINGS = [None, Nesting("latent", (20, 80, F), (1.0, 2.0, 1.0)), Nesting("rank
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{type(r).__name__}-signed={r.signed}-{getattr(r, 'k', '')}")
 @pytest.mark.parametrize("nesting", NESTINGS, ids=["plain", "prefixes", "ranks"])
 def test_codes_losses_and_every_gradient_equal_dense_autograd_in_float64(kernels, rule, nesting):
+    if kernels.name == "triton" and rule not in RULES[:2]:
+        pytest.skip("many entries take the interpreter long; the selection of other rules is stock torch there")
     slow = run(Reference(), world(dtype=torch.float64), rule, nesting)
     fast = run(Fused(kernels), world(), rule, nesting)
     assert isinstance(fast[0], Ragged)
@@ -122,6 +124,8 @@ def test_the_transposed_pattern_is_the_one_of_stock_torch(kernels):
 @pytest.mark.parametrize("kind", kinds())
 def test_steps_without_gradients_follow_plain_adam_on_dense_gradients(kernels, kind, monkeypatch):
     """Same start, same batches: float32 kernels stay beside the float64 oracle, with AuxK and unit rows at work."""
+    if kernels.name == "triton" and kind != "k_sparse":
+        pytest.skip("the interpreter takes seconds for each kind, and this one uses every part of the update")
     monkeypatch.setattr("visae.ops.randn_like", lambda t: torch.randn(t.shape).to(t))  # one noise for both precisions
     x = torch.randn(200, D) @ torch.randn(D, D) + 3
     saes = []

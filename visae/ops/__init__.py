@@ -43,8 +43,8 @@ def make_ops(name: str = "auto", precision: str = "fp32", device: torch.device |
     """A tier of kernels by name.
 
     Args:
-        name: `reference` (dense, autograd), `eager` (stock torch), `native` (C++), `numba`, or `auto`: the fastest that
-            this machine has.
+        name: `reference` (dense, autograd), `eager` (stock torch), `native` (C++), `numba`, `triton` (GPUs), or `auto`:
+            the fastest that this machine has.
         precision: `fp32` or `bf16`, of the encoder's matrix product.
         device: where the tensors will be.
 

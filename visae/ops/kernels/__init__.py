@@ -7,7 +7,7 @@ from visae.ops.kernels.base import Kernels, Part
 
 __all__ = ["KERNELS", "Kernels", "Part", "load_kernels", "usable_kernels"]
 
-KERNELS = {"native": "cpu", "numba": "cpu"}
+KERNELS = {"native": "cpu", "numba": "cpu", "triton": "cuda"}
 """Name to the type of device, fastest first."""
 LOG = logging.getLogger("visae")
 
@@ -23,6 +23,10 @@ def load_kernels(name: str) -> Kernels | None:
             from visae.ops.kernels.native import Native
 
             return Native()
+        if name == "triton":
+            from visae.ops.kernels.gpu import Triton
+
+            return Triton()
         from visae.ops.kernels.jit import Numba
 
         return Numba()
