@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from visae.ops import usable_kernels
 from visae.sae import kinds
 from visae.train.bench import Size, bare_step, batches, peak_memory
 from visae.workflows import bench
@@ -15,11 +16,12 @@ SMALL = Size(d=16, n_latents=64, batch=32, k=4)
 
 def test_the_numbers_have_the_promised_form_and_ratios_follow_from_them(tmp_path):
     file = tmp_path / "step.json"
-    shown = str(bench.step(d=16, latents=64, batch=32, k=4, repeats=2, peers=False, json=file))
+    shown = str(bench.step(d=16, latents=64, batch=32, k=4, repeats=2, peers=False, device="cpu", json=file))
     numbers = json.loads(file.read_text())
     assert numbers["size"] == {"d": 16, "n_latents": 64, "batch": 32, "k": 4, "kind": "topk"}
     assert set(numbers["floors"]) == {"fp32_ms", "bf16_ms"}
-    assert [row["name"] for row in numbers["rows"]] == ["reference fp32", "eager fp32", "eager bf16"]
+    fused = [f"{name} {precision}" for name in usable_kernels("cpu") for precision in ("fp32", "bf16")]
+    assert [row["name"] for row in numbers["rows"]] == ["reference fp32", "eager fp32", "eager bf16", *fused]
     for row in numbers["rows"]:
         assert row["what"] == "tier"
         assert row["ms"] > 0

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from visae.ops import fast_precision
+from visae.ops import fast_precision, usable_kernels
 from visae.sae import Rows, initialise, kind_options, make_sae
 from visae.sae.side import join
 from visae.train.config import TrainConfig
@@ -25,8 +25,11 @@ from visae.train.trainer import Trainer
 WARM = 3
 """Steps before the clock starts."""
 
-TIERS = (("reference", "fp32"), ("eager", "fp32"), ("eager", "bf16"))
-"""Tier of kernels and precision of the encoder's product."""
+
+def tiers(device: str) -> list[tuple[str, str]]:
+    """Tiers of kernels that this machine has for a device, each with the precision of the encoder's product."""
+    fused = [(name, precision) for name in usable_kernels(device) for precision in ("fp32", "bf16")]
+    return [("reference", "fp32"), ("eager", "fp32"), ("eager", "bf16"), *fused]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Size:
     batch: int
     k: int
     kind: str = "topk"
+    device: str = "cpu"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -49,7 +53,20 @@ def batches(size: Size, n: int = 4) -> list[Tensor | Rows]:
     """Planted tokens in memory: 4 d features, 24 active, frequencies falling as rank^-0.7."""
     needs = make_sae(size.kind, size.d, size.n_latents, **size.options).needs
     world = Planted(PlantedConfig(d=size.d, n_features=4 * size.d, active=24, zipf=0.7), size.batch, needs=needs)
-    return [world.rows(size.batch, i) for i in range(n)]
+    return [moved(world.rows(size.batch, i), size.device) for i in range(n)]
+
+
+def moved(rows: Tensor | Rows, device: str) -> Tensor | Rows:
+    """Rows on a device, with what comes beside them."""
+    if isinstance(rows, Tensor):
+        return rows.to(device)
+    return Rows(rows.rows.to(device), {name: value.to(device) for name, value in rows.side.items()})
+
+
+def settle(device: str) -> None:
+    """Waits until a device has done what it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def tokens(data: Sequence[Tensor | Rows]) -> list[Tensor]:
@@ -60,7 +77,7 @@ def tokens(data: Sequence[Tensor | Rows]) -> list[Tensor]:
 def bare_step(size: Size, tier: str, precision: str, data: list[Tensor | Rows]) -> tuple[Trainer, Callable[[], None]]:
     """A trainer, and a function that takes its step: forward, loss, backward, update, counts; no loader and no log."""
     sae = make_sae(size.kind, size.d, size.n_latents, **size.options)
-    config = TrainConfig(steps=10_000, batch=size.batch, ops=tier, precision=precision, device="cpu")  # type: ignore[arg-type]
+    config = TrainConfig(steps=10_000, batch=size.batch, ops=tier, precision=precision, device=size.device)  # type: ignore[arg-type]
     trainer = Trainer(sae, config, progress=False)
     initialise(sae, join(data))
 
@@ -77,8 +94,8 @@ def bare_step(size: Size, tier: str, precision: str, data: list[Tensor | Rows]) 
 
 def floor(size: Size, dtype: torch.dtype, x: Tensor) -> Callable[[], None]:
     """The encoder's matrix product alone, into memory that is there already."""
-    left, weight = x.to(dtype), torch.randn(size.n_latents, size.d).to(dtype)
-    out = torch.empty(size.batch, size.n_latents, dtype=dtype)
+    left, weight = x.to(dtype), torch.randn(size.n_latents, size.d).to(x.device, dtype)
+    out = torch.empty(size.batch, size.n_latents, dtype=dtype, device=x.device)
 
     def product() -> None:
         torch.mm(left, weight.T, out=out)
@@ -109,17 +126,19 @@ def bench_step(size: Size, repeats: int = 10, progress: bool = False, peers: boo
         "fp32 floor": floor(size, torch.float32, plain[0]),
         "bf16 floor": floor(size, torch.bfloat16, plain[0]),
     }
-    jobs |= {f"{tier} {precision}": bare_step(size, tier, precision, data)[1] for tier, precision in TIERS}
+    jobs |= {f"{tier} {precision}": bare_step(size, tier, precision, data)[1] for tier, precision in tiers(size.device)}
     peaks: dict[str, Callable[[], float]] = {
-        f"{tier} {precision}": partial(peak_memory, size, tier, precision) for tier, precision in TIERS
+        f"{tier} {precision}": partial(peak_memory, size, tier, precision) for tier, precision in tiers(size.device)
     }
     jobs |= {name: job for name, (job, _) in others.items()}
     peaks |= {name: peak for name, (_, peak) in others.items()}
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in tqdm(range(WARM + repeats), desc="bench step", disable=not progress):
         for name, job in jobs.items():
+            settle(size.device)
             started = time.perf_counter()
             job()
+            settle(size.device)
             if turn >= WARM:
                 seconds[name].append(time.perf_counter() - started)
     ms = {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
@@ -137,8 +156,9 @@ def bench_step(size: Size, repeats: int = 10, progress: bool = False, peers: boo
     return {
         "bench": "step",
         "size": {"d": size.d, "n_latents": size.n_latents, "batch": size.batch, "k": size.k, "kind": size.kind},
+        "device": size.device,
         "threads": torch.get_num_threads(),
-        "precision": fast_precision(),
+        "precision": fast_precision(size.device),
         "floors": {"fp32_ms": round(ms["fp32 floor"], 4), "bf16_ms": round(ms["bf16 floor"], 4)},
         "rows": rows,
         "failed": failed,
@@ -146,7 +166,7 @@ def bench_step(size: Size, repeats: int = 10, progress: bool = False, peers: boo
 
 
 def peak_memory(size: Size, tier: str, precision: str) -> float:
-    """Peak resident MB of five steps in a fresh process, above what it held before the first."""
+    """Peak MB of five steps in a fresh process, see `added_memory`."""
     return in_fresh_process(f"visae.train.bench.added_memory(visae.train.bench.{size}, {tier!r}, {precision!r})")
 
 
@@ -158,8 +178,18 @@ def in_fresh_process(call: str) -> float:
 
 
 def added_memory(size: Size, tier: str, precision: str) -> float:
-    """Peak resident MB of five steps in this process, above what it holds now; Linux only, else NaN."""
-    return peak_of(bare_step(size, tier, precision, batches(size))[1])
+    """Peak MB of five steps in this process, above what it holds with weights, moments and batches.
+
+    Resident memory on a CPU (Linux only, else NaN), allocated memory on a GPU.
+    """
+    _, step = bare_step(size, tier, precision, batches(size))
+    if torch.device(size.device).type != "cuda":
+        return peak_of(step)
+    torch.cuda.reset_peak_memory_stats(size.device)
+    before = torch.cuda.memory_allocated(size.device)
+    for _ in range(5):
+        step()
+    return round((torch.cuda.max_memory_allocated(size.device) - before) / 2**20, 1)
 
 
 def peak_of(step: Callable[[], object]) -> float:

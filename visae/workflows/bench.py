@@ -11,6 +11,7 @@ from visae.store.estimate import duration
 from visae.train.bench import Size, bench_step
 from visae.train.quality import Contest, Task, entrants, summary, write
 from visae.workflows.extract import announce
+from visae.workflows.run import pick_device
 from visae.workflows.table import text_table
 
 
@@ -107,6 +108,7 @@ def step(
     kind: str = "topk",
     repeats: int = 10,
     peers: bool = True,
+    device: str = "auto",
     json: Path | None = None,
 ) -> Measurement:
     """Compare a training step of every tier of kernels, and of other libraries, with the encoder's product alone.
@@ -121,10 +123,12 @@ def step(
         k: codes per token.
         kind: kind of dictionary, see `visae kinds`.
         repeats: timed steps of each.
-        peers: time other libraries too, those that are installed (`pip install "visae[bench]"`).
+        peers: time other libraries too, those that are installed (`pip install "visae[bench]"`); on a CPU only.
+        device: `auto`, `cpu` or `cuda`.
         json: write the numbers here too.
     """
-    return _keep(bench_step(Size(d, latents, batch, k, kind), repeats, progress=True, peers=peers), json)
+    size = Size(d, latents, batch, k, kind, pick_device(device))
+    return _keep(bench_step(size, repeats, progress=True, peers=peers and size.device == "cpu"), json)
 
 
 @dataclass(frozen=True)
