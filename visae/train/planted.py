@@ -17,7 +17,8 @@ class PlantedConfig:
     Attributes:
         d: length of a sample.
         n_features: true unit features, drawn from the sphere.
-        active: mean number of features in a sample (exactly so many where `zipf` is 0).
+        active: mean number of features in a sample (exactly so many where `zipf` is 0); a pair draws the number evenly
+            from that range, ends included.
         zipf: probability of feature i is `rank^-zipf`, scaled to `active` and at most 1/2; 0 draws uniformly.
         mean: of the coefficients, which are normal, ...
         spread: ... with this deviation, at least 0.1.
@@ -29,7 +30,7 @@ class PlantedConfig:
 
     d: int = 32
     n_features: int = 64
-    active: int = 4
+    active: int | tuple[int, int] = 4
     zipf: float = 0.0
     mean: float = 1.0
     spread: float = 0.5
@@ -72,8 +73,12 @@ class Planted:
         rows = torch.randn(config.n_features, config.d, generator=generator)
         self.features = torch.nn.functional.normalize(rows, dim=1)
         self.offset = config.offset * torch.randn(config.d, generator=generator)
+        low, high = config.active if isinstance(config.active, tuple) else (config.active, config.active)
+        if config.zipf and low != high:
+            raise ValueError("with zipf every feature has a probability of its own: give one mean number of active features")
+        self.active = low, high
         ranks = torch.arange(1, config.n_features + 1, dtype=torch.float64) ** -config.zipf
-        self.probability = (ranks * config.active / ranks.sum()).clamp(max=0.5).float()
+        self.probability = (ranks * high / ranks.sum()).clamp(max=0.5).float()
         self._waves = torch.randn(3, config.d, generator=generator)
 
     def __iter__(self) -> Iterator[Tensor | Rows]:
@@ -116,7 +121,10 @@ class Planted:
         if c.zipf:
             active = draws < self.probability
         else:
-            active = torch.zeros_like(draws, dtype=torch.bool).scatter_(1, draws.topk(c.active, dim=1).indices, True)
+            low, high = self.active
+            order = draws.topk(high, dim=1).indices
+            wanted = torch.full((n, 1), high) if low == high else torch.randint(low, high + 1, (n, 1), generator=generator)
+            active = torch.zeros_like(draws, dtype=torch.bool).scatter_(1, order, torch.arange(high) < wanted)
         sizes = (c.mean + c.spread * torch.randn(n, c.n_features, generator=generator)).clamp_min(0.1)
         codes = active * sizes
         return self._mix(codes, generator), codes
