@@ -57,6 +57,20 @@ def as_long_as_the_input(sae, pre, u):
     return out
 
 
+def as_many_as_are_worth_their_price(sae, pre, u):
+    out, part = torch.zeros_like(pre), sae.activation
+    for n, row in enumerate(pre.detach().relu()):
+        order, left = row.argsort(descending=True)[: part.k_max], u[n] - sae.b_dec.detach()
+        cost = [float(left.square().sum() / D)]
+        for j, latent in enumerate(order, 1):
+            left = left - row[latent] * sae.W_dec[latent].detach()
+            cost.append(float(left.square().sum() / D + part.price * j))
+        best = order[: cost.index(min(cost[part.k_min :]))]
+        out[n, best] = row[best]
+    return out
+
+
+LOOKING = {"top_afa": as_long_as_the_input, "adaptive_k": as_many_as_are_worth_their_price}
 FORMULAS = {
     **dict.fromkeys(
         ("topk", "msae_uw", "msae_rw", "hierarchical_topk", "archetypal", "k_sparse", "kron", "temporal"),
@@ -68,7 +82,6 @@ FORMULAS = {
     "jumprelu": jump,
     "gated": gated,
     "gba": lambda sae, pre: sae.activation.gain * (pre + sae.activation.bias).relu(),
-    "top_afa": as_long_as_the_input,
 }
 
 
@@ -80,8 +93,7 @@ def test_codes_equal_the_written_out_formula(sae, tokens, bring):
             p.add_(0.1 * torch.rand(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(2)))
     u = sae.modulation((x - sae.mean) * sae.normaliser.scale, side)
     pre = pairs(sae, u) if sae.kind == "kron" else (u - sae.b_dec) @ sae.W_enc.T + sae.b_enc
-    formula = FORMULAS[sae.kind]
-    expected = formula(sae, pre, u) if formula is as_long_as_the_input else formula(sae, pre)
+    expected = LOOKING[sae.kind](sae, pre, u) if sae.kind in LOOKING else FORMULAS[sae.kind](sae, pre)
     assert torch.allclose(sae.encode(x, **side).to_dense(), expected, atol=1e-12)
 
 

@@ -129,9 +129,26 @@ class Ragged:
         """The entries of the latents `low` to `high - 1`; differentiable in the values."""
         return self._keep((self.pattern.columns >= low) & (self.pattern.columns < high))
 
-    def ranked(self, low: int, high: int) -> "Ragged":
-        """In each row the entries whose absolute value has rank `low` to `high - 1`, the largest being 0."""
-        return self._keep((self.ranks >= low) & (self.ranks < high))
+    def ranked(self, low: int, high: int | Tensor) -> "Ragged":
+        """In each row the entries whose absolute value has rank `low` to `high - 1`, the largest being 0.
+
+        Args:
+            low: first rank.
+            high: one past the last, the same for all rows or `[n]`.
+        """
+        ends = high[self.pattern.rows] if isinstance(high, Tensor) else high
+        return self._keep((self.ranks >= low) & (self.ranks < ends))
+
+    def padded(self, width: int) -> tuple[Tensor, Tensor]:
+        """Latents and detached values `[n, width]` of each row by falling absolute value; 0 where a row has fewer."""
+        shape, inside = (self.n_rows, width), self.ranks < width
+        at = (self.pattern.rows[inside], self.ranks[inside])
+        columns = torch.zeros(shape, dtype=torch.int64, device=self.values.device)
+        values = torch.zeros(shape, dtype=self.values.dtype, device=self.values.device)
+        return (
+            columns.index_put(at, self.pattern.columns[inside].long()),
+            values.index_put(at, self.values.detach()[inside]),
+        )
 
     @cached_property
     def ranks(self) -> Tensor:
@@ -189,11 +206,18 @@ class Dense:
         inside[:, low:high] = 1
         return Dense(self.values * inside)
 
-    def ranked(self, low: int, high: int) -> "Dense":
+    def ranked(self, low: int, high: int | Tensor) -> "Dense":
         """See `Ragged.ranked`."""
         order = self.values.detach().abs().argsort(dim=1, descending=True, stable=True)
-        inside = torch.zeros_like(self.values).scatter_(1, order[:, low:high], 1.0)
-        return Dense(self.values * inside)
+        ranks = torch.arange(order.shape[1], device=order.device)
+        ends = high[:, None] if isinstance(high, Tensor) else high
+        inside = ((ranks >= low) & (ranks < ends)).expand_as(order).to(self.values.dtype)
+        return Dense(self.values * torch.zeros_like(self.values).scatter_(1, order, inside))
+
+    def padded(self, width: int) -> tuple[Tensor, Tensor]:
+        """See `Ragged.padded`."""
+        columns = self.values.detach().abs().topk(width, dim=1).indices
+        return columns, self.values.detach().gather(1, columns)
 
     def to_dense(self) -> Tensor:
         """`[n, F]`."""

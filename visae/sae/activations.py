@@ -24,7 +24,8 @@ class Activation(nn.Module):
         k: codes per token the part aims at; None where it has no such number.
         train_k: the same while training, where it differs; `now` is where annealing stands on the way to it.
         capacity: most codes a token can have at inference; None where it is not fixed.
-        looks: whether `forward` reads the centred inputs beside the pre-activations.
+        looks: whether `forward` or `thin` reads the centred inputs.
+        thins: whether `thin` does something; the part is then calibrated by `evidence`.
     """
 
     signed: bool = False
@@ -33,6 +34,7 @@ class Activation(nn.Module):
     now: float = 1.0
     capacity: int | None = None
     looks: bool = False
+    thins: bool = False
 
     def rule(self) -> Rule | None:
         """The rule now: parts may differ between training and inference (`self.training`)."""
@@ -46,6 +48,20 @@ class Activation(nn.Module):
             x: `[n, d]` centred inputs, for parts with `looks`; None for others.
         """
         return pre
+
+    def thin(self, codes: Coded, _x: Tensor, _atoms: Tensor) -> Coded:
+        """Drops codes that the rule kept.
+
+        Args:
+            codes: of the rule.
+            _x: `[n, d]` centred inputs.
+            _atoms: `[F, d]`, in the same space.
+        """
+        return codes
+
+    def evidence(self, codes: Coded, x: Tensor, atoms: Tensor) -> Tensor:
+        """`[n, m]` what parts with `thins` are calibrated by, from what `thin` gets."""
+        raise NotImplementedError
 
     def start(self, pre: Tensor) -> None:
         """Sets what depends on the size of pre-activations, from those `[n, F]` of the first tokens."""
@@ -65,7 +81,7 @@ class Activation(nn.Module):
         """Sees the codes of every training step (for running thresholds)."""
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Sets what inference needs from pre-activations `[n, F]` of held-out batches, after training."""
+        """Sets what inference needs from pre-activations `[n, F]` or `evidence` of held-out batches, after training."""
 
     def anneal(self, k: float) -> None:
         """Keeps k codes per token in the coming training steps, for parts that aim at a number; inference stays."""

@@ -1,6 +1,7 @@
 """`Dictionary`: a sparse autoencoder put together from an encoder, an activation, atoms, a decode scheme, penalties."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -188,15 +189,24 @@ class Dictionary(nn.Module):
         """Codes of normalised inputs, and pre-activations that are in the graph: all, or those that matter."""
         activation, rule = self.activation, self.activation.rule()
         if rule is not None and self.encoder.linear:
-            return self._weighted(self.select(u, rule, ops)), None
+            return self._weighted(self._thinned(self.select(u, rule, ops), u)), None
         if isinstance(activation, Elementwise) and activation.sparse and self.encoder.linear:
             near = self.select(u, activation.reach(), ops)
             if isinstance(near, Ragged):
                 codes: Coded = Ragged(near.pattern, activation.at(near.values, near.pattern.columns))
                 return self._weighted(codes), near
         pre = self.encoder.pre(u, self.decoder.bias)
-        codes = Dense(self.activation(pre, self._seen(u))) if rule is None else ops.select(pre, rule)
+        codes = Dense(activation(pre, self._seen(u))) if rule is None else self._thinned(ops.select(pre, rule), u)
         return self._weighted(codes), pre
+
+    def _thinned(self, codes: Coded, u: Tensor) -> Coded:
+        return self.activation.thin(codes, *self._compared(u)) if self.activation.thins else codes
+
+    def _compared(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Centred inputs and atoms, detached, for an activation that compares them, as they were before folding."""
+        atoms = self.decoder.atoms().detach()
+        atoms = atoms if self.gain is None else atoms * self.gain[:, None]
+        return cast(Tensor, self._seen(u)).detach(), atoms if self.turn is None else atoms @ self.turn.T
 
     def _weighted(self, codes: Coded) -> Coded:
         """Codes times the gains that folding left."""
@@ -287,16 +297,12 @@ class Dictionary(nn.Module):
         Raises:
             ValueError: for tokens of another length, and see `visae.sae.side.unpack`.
         """
-        was = self.activation.training
-        self.activation.eval()
-        try:
-            ops, parts = Eager(), []
+        ops, parts = Eager(), []
+        with self._inferring():
             for part, its in self._parts(*self.unpack(x, **side)):
                 u, scale, shift = self.read(part)
                 codes = Codes.of(self.code(self.modulation(u, its), ops)[0], self.activation.capacity)
                 parts.append(replace(codes, scale=scale, shift=shift, side=its, signed=self.signed))
-        finally:
-            self.activation.train(was)
         return Codes.cat(parts) if len(parts) > 1 else parts[0]
 
     def decode(self, codes: Codes) -> Tensor:
@@ -339,7 +345,24 @@ class Dictionary(nn.Module):
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor | Rows]) -> None:
         """Sets what inference needs (thresholds) from raw held-out batches `[n, d]`."""
-        self.activation.calibrate(pre for x in batches for pre in self.pre_activations(x))
+        look = self._evidence if self.activation.thins else self.pre_activations
+        with self._inferring():
+            self.activation.calibrate(found for x in batches for found in look(x))
+
+    def _evidence(self, x: Tensor | Rows) -> Iterator[Tensor]:
+        for part, side in self._parts(*self.unpack(x)):
+            u, rule = self.modulation(self.normalise(part), side), cast(Rule, self.activation.rule())
+            yield self.activation.evidence(self.select(u, rule, Eager()), *self._compared(u))
+
+    @contextmanager
+    def _inferring(self) -> Iterator[None]:
+        """Context in which the activation goes by the rule of inference."""
+        was = self.activation.training
+        self.activation.eval()
+        try:
+            yield
+        finally:
+            self.activation.train(was)
 
     def extra_repr(self) -> str:
         """One line for `print`."""

@@ -75,7 +75,9 @@ class Planted:
         self.offset = config.offset * torch.randn(config.d, generator=generator)
         low, high = config.active if isinstance(config.active, tuple) else (config.active, config.active)
         if config.zipf and low != high:
-            raise ValueError("with zipf every feature has a probability of its own: give one mean number of active features")
+            raise ValueError(
+                "with zipf every feature has a probability of its own: active is then one number, the mean"
+            )
         self.active = low, high
         ranks = torch.arange(1, config.n_features + 1, dtype=torch.float64) ** -config.zipf
         self.probability = (ranks * high / ranks.sum()).clamp(max=0.5).float()
@@ -123,8 +125,9 @@ class Planted:
         else:
             low, high = self.active
             order = draws.topk(high, dim=1).indices
-            wanted = torch.full((n, 1), high) if low == high else torch.randint(low, high + 1, (n, 1), generator=generator)
-            active = torch.zeros_like(draws, dtype=torch.bool).scatter_(1, order, torch.arange(high) < wanted)
+            wanted = torch.randint(low, high + 1, (n, 1), generator=generator) if low < high else high
+            inside = (torch.arange(high) < wanted).expand_as(order)
+            active = torch.zeros_like(draws, dtype=torch.bool).scatter_(1, order, inside)
         sizes = (c.mean + c.spread * torch.randn(n, c.n_features, generator=generator)).clamp_min(0.1)
         codes = active * sizes
         return self._mix(codes, generator), codes
