@@ -122,7 +122,7 @@ def test_the_transposed_pattern_is_the_one_of_stock_torch(kernels):
 
 
 @pytest.mark.parametrize("kind", kinds())
-def test_steps_without_gradients_follow_plain_adam_on_dense_gradients(kernels, kind, monkeypatch):
+def test_steps_without_gradients_follow_plain_adam_on_dense_gradients(kernels, kind, monkeypatch, bring):
     """Same start, same batches: float32 kernels stay beside the float64 oracle, with AuxK and unit rows at work."""
     if kernels.name == "triton" and kind != "k_sparse":
         pytest.skip("the interpreter takes seconds for each kind, and this one uses every part of the update")
@@ -131,7 +131,8 @@ def test_steps_without_gradients_follow_plain_adam_on_dense_gradients(kernels, k
     saes = []
     for dtype in (torch.float64, torch.float32):
         sae = make_sae(kind, D, F, **({"k": 4} if "k" in kind_options(kind) else {}))
-        initialise(sae, x)
+        whole = bring(sae, x)
+        initialise(sae, whole)
         saes.append(sae.to(dtype).train())
     saes[0].load_state_dict({k: t.double() if t.is_floating_point() else t for k, t in saes[1].state_dict().items()})
     tiers = [Reference(), Fused(kernels)]
@@ -143,9 +144,7 @@ def test_steps_without_gradients_follow_plain_adam_on_dense_gradients(kernels, k
     for step in range(3):
         for sae, ops, adam in zip(saes, tiers, steps, strict=True):
             torch.manual_seed(step)
-            sae.losses(
-                x[step * 50 : step * 50 + 50].to(sae.mean.dtype), ops, dead=torch.arange(0, F, 3)
-            ).total.backward()
+            sae.losses(whole[step * 50 : step * 50 + 50], ops, dead=torch.arange(0, F, 3)).total.backward()
             if isinstance(ops, Fused) and kind == "topk":
                 assert sae.W_enc.grad is None and sae.W_dec.grad is None  # noqa: PT018
             adam.step(1e-3)
