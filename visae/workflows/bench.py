@@ -25,6 +25,33 @@ class Measurement:
         return text_table(["measured", "value"], [[name, _short(value)] for name, value in _flat(self.numbers)])
 
 
+@dataclass(frozen=True)
+class Steps(Measurement):
+    """Times of a step; prints one line per floor, tier and peer."""
+
+    def __str__(self) -> str:
+        floors, size = self.numbers["floors"], self.numbers["size"]
+        head = ["step", "ms", "x fp32 floor", "x bf16 floor", "peak MB"]
+        bare = [
+            [
+                f"encoder product {name}",
+                f"{ms:.1f}",
+                f"{ms / floors['fp32_ms']:.2f}",
+                f"{ms / floors['bf16_ms']:.2f}",
+                "",
+            ]
+            for name, ms in (("fp32", floors["fp32_ms"]), ("bf16", floors["bf16_ms"]))
+        ]
+        names = ["name", "ms", "over_fp32_floor", "over_bf16_floor", "peak_mb"]
+        rows = [[_short(row[name]) for name in names] for row in self.numbers["rows"]]
+        first = (
+            f"{size['kind']}: d {size['d']}, F {size['n_latents']:,}, batch {size['batch']:,}, k {size['k']}; "
+            f"{self.numbers['device']}, {self.numbers['threads']} threads; medians"
+        )
+        missing = [f"{name}: {why}" for name, why in self.numbers["failed"].items()]
+        return "\n".join([first, "", text_table(head, bare + rows), *missing])
+
+
 def _flat(numbers: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
     for name, value in numbers.items():
@@ -110,7 +137,7 @@ def step(
     peers: bool = True,
     device: str = "auto",
     json: Path | None = None,
-) -> Measurement:
+) -> Steps:
     """Compare a training step of every tier of kernels, and of other libraries, with the encoder's product alone.
 
     Example:
@@ -128,7 +155,8 @@ def step(
         json: write the numbers here too.
     """
     size = Size(d, latents, batch, k, kind, pick_device(device))
-    return _keep(bench_step(size, repeats, progress=True, peers=peers and size.device == "cpu"), json)
+    numbers = bench_step(size, repeats, progress=True, peers=peers and size.device == "cpu")
+    return Steps(_keep(numbers, json).numbers)
 
 
 @dataclass(frozen=True)
