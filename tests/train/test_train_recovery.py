@@ -5,6 +5,7 @@ import torch
 
 from visae.sae import make_sae
 from visae.train import Planted, PlantedConfig, TrainConfig, Trainer, recovery
+from visae.train.bench import tiers
 
 E1 = PlantedConfig(d=32, n_features=64, active=4)
 
@@ -66,3 +67,17 @@ def test_a_planted_world_is_what_its_settings_say():
     a, b = (Planted(PlantedConfig(), part=p).sample(100)[0] for p in (0, 1))
     assert not torch.equal(a, b)
     assert torch.equal(a, Planted(PlantedConfig()).sample(100)[0])
+
+
+def test_every_tier_of_kernels_reaches_the_fvu_of_the_dense_oracle():
+    fvu = {}
+    for tier, precision in tiers("cpu"):
+        sae = make_sae("topk", 32, 128, k=4)
+        config = TrainConfig(
+            steps=150, batch=512, stat_rows=8192, device="cpu", log_every=150, ops=tier, precision=precision
+        )
+        metrics = (
+            Trainer(sae, config, progress=False).fit(Planted(E1, 512), [Planted(E1, part=1).sample(8192)[0]]).metrics
+        )
+        fvu[tier, precision] = metrics["val_fvu"]
+    assert fvu == pytest.approx(dict.fromkeys(fvu, fvu["reference", "fp32"]), rel=0.01)
