@@ -142,6 +142,20 @@ def test_a_start_reconstructs_better_than_the_mean_of_the_data(ready, bring):
     assert validate(ready, [bring(ready, uneven(2000, seed=9))])["val_fvu"] < 1.05
 
 
+def test_reconstructions_are_differentiable_in_the_tokens_through_every_normaliser(fitted):
+    """A token's own scale and shift follow the token, and so must the gradient."""
+    fitted.double()
+    x, weights = (
+        uneven(5).double().requires_grad_(),
+        torch.randn(5, D, generator=torch.Generator().manual_seed(1)).double(),
+    )
+    (gradient,) = torch.autograd.grad((fitted(x) * weights).sum(), x)
+    step = 1e-6 * torch.randn(5, D, generator=torch.Generator().manual_seed(2)).double()
+    with torch.no_grad():
+        change = ((fitted(x + step) - fitted(x - step)) * weights).sum() / 2
+    assert torch.allclose((gradient * step).sum(), change, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["scale", "unit", "layer_norm", "whiten", "none"])
 def test_planted_features_are_found_through_every_normaliser(name):
     world = PlantedConfig(d=32, n_features=64, active=4)

@@ -121,6 +121,20 @@ def test_trained_dictionaries_are_searched_better_than_their_encoders_read():
     assert found["orthogonal"] < found["gradient"] < found["matching"]
 
 
+def test_kinds_that_need_more_than_tokens_are_searched_in_the_space_they_are_brought_to(small, bring, tokens):
+    sae = small("temporal")
+    initialise(sae, bring(sae, tokens()))
+    with torch.no_grad():
+        sae.modulation.second.bias.add_(0.3)
+    sae.requires_grad_(False)
+    x = bring(sae, tokens(60, seed=9))
+    read = (x.rows - sae(x)).square().sum()
+    found = (x.rows - sae.decode(pursue(sae, x, 4))).square().sum()
+    assert float(found) < 0.9 * float(read)
+    with pytest.raises(ValueError, match="sigma"):
+        pursue(sae, x.rows, 4)
+
+
 def test_signs_follow_the_dictionary_unless_asked_for(small, tokens):
     for kind, signed in (("topk", False), ("abs_topk", True)):
         sae = small(kind)

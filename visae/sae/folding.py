@@ -2,9 +2,9 @@
 
 *Normaliser.* With `u = T (x - m)` an encoder of x reads by `W T`, and the decoder writes `T^-1 D` around `T^-1 b + m`:
 exact for `none`, `scale` and `whiten`, and codes do not change. A token's own scale (`unit`, `layer_norm`) is no matter
-of weights: there the normaliser stays, and only the typical scale moves. Before a modulation it stays as it is. Parts
-that cannot take T into their weights keep it as a buffer: an unknown encoder behind `Turned`, an activation that looks
-at inputs in `Dictionary.turn`.
+of weights: there the normaliser stays, and only the typical scale moves. Parts that cannot take T into their weights
+keep it as a buffer: an unknown encoder behind `Turned`, a modulation inside `Within`, an activation that looks at
+inputs in `Dictionary.turn`.
 
 *Norms.* `directions()` get length 1 and codes are multiplied by the lengths g they had, so codes of different latents
 compare. Where every latent is decided for itself, encoder rows, biases and thresholds take g. Where latents compete
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from visae.sae.decoders import Free
 from visae.sae.dictionary import Dictionary
+from visae.sae.modulation import Within
 
 STEPS = ("normaliser", "norms")
 """What can be folded, in the order of the card."""
@@ -48,7 +49,7 @@ def fold(sae: Dictionary, normaliser: bool = True, norms: bool = True) -> Dictio
     made.encoder = made.encoder.alone()
     made.decoder = Free.of(made.decoder.atoms(), made.decoder.bias)
     made.penalties = nn.ModuleList()
-    if normaliser and "normaliser" not in made.folded and not made.modulation.needs:
+    if normaliser and "normaliser" not in made.folded:
         _fold_normaliser(made, dtype)
     if norms and "norms" not in made.folded:
         _fold_norms(made)
@@ -64,6 +65,9 @@ def _fold_normaliser(made: Dictionary, dtype: torch.dtype) -> None:
     made.encoder = made.encoder.fold(matrix, point, shift, new_shift)
     if made.activation.looks:
         made.turn = matrix
+    if made.modulation.needs:
+        inverse = made.normaliser.back(torch.eye(len(point)).to(point)).T
+        made.modulation = Within(made.modulation, matrix, inverse, point)
     made.decoder = Free.of(made.normaliser.back(atoms), new_shift)
     made.normaliser = left
 

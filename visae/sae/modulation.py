@@ -91,3 +91,38 @@ class NoiseLevel(Modulation):
     def turn(self, atoms: Tensor, side: Mapping[str, Tensor]) -> Tensor:
         """See `Modulation.turn`."""
         return atoms / self._gain_and_shift(side["sigma"])[0]
+
+
+class Within(Modulation):
+    """Another modulation in the space it knows: what is left of folding a normaliser before it.
+
+    `v' = T^-1 m(T (x - point)) + point`, where m is the modulation of `u = T (x - point)`.
+
+    Args:
+        inner: the modulation of u.
+        matrix: `[d, d]`, T.
+        inverse: `[d, d]`, its inverse.
+        point: `[d]`.
+    """
+
+    matrix: Tensor
+    inverse: Tensor
+    point: Tensor
+
+    def __init__(self, inner: Modulation, matrix: Tensor, inverse: Tensor, point: Tensor):
+        super().__init__()
+        self.inner, self.needs = inner, inner.needs
+        for name, value in (("matrix", matrix), ("inverse", inverse), ("point", point)):
+            self.register_buffer(name, value.detach().clone())
+
+    def forward(self, u: Tensor, side: Mapping[str, Tensor]) -> Tensor:
+        """See `Modulation.forward`."""
+        return self.inner((u - self.point) @ self.matrix.T, side) @ self.inverse.T + self.point
+
+    def undo(self, v: Tensor, side: Mapping[str, Tensor]) -> Tensor:
+        """See `Modulation.undo`."""
+        return self.inner.undo((v - self.point) @ self.matrix.T, side) @ self.inverse.T + self.point
+
+    def turn(self, atoms: Tensor, side: Mapping[str, Tensor]) -> Tensor:
+        """See `Modulation.turn`."""
+        return self.inner.turn(atoms @ self.matrix.T, side) @ self.inverse.T
