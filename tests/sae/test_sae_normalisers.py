@@ -176,6 +176,7 @@ def test_codes_without_the_scales_of_their_tokens_are_refused_by_name(small):
     bare = Codes(codes.indices, codes.values, F)
     with pytest.raises(ValueError, match=r"'unit' gives every token a scale of its own, and these codes carry none"):
         sae.decode(bare)
+    assert torch.equal(sae.decode(codes.with_values(codes.values)), sae.decode(codes))
     with pytest.raises(ValueError, match="cannot be joined"):
         Codes.cat([codes, bare])
 

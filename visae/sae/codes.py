@@ -121,6 +121,10 @@ class Codes:
         """Codes of some of the rows."""
         return self._each(lambda column: column[rows])
 
+    def with_values(self, values: Tensor) -> "Codes":
+        """The same codes with other values `[n, k]`, for edits: all that belongs to the tokens stays."""
+        return replace(self, values=values)
+
     def silent(self) -> "Codes":
         """The same rows with no code at all: `decode` gives what is left of a token then."""
         return replace(self, indices=self.indices[:, :0], values=self.values[:, :0])

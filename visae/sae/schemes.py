@@ -11,7 +11,7 @@ from visae.ops import Nesting, share
 class Plain(nn.Module):
     """One reconstruction from all codes.
 
-    A loss is `sum |u - r|^2 / (n d)`. Inputs are scaled to `E|u - mean|^2 = d`, so it is the fraction of variance
+    A loss is `sum |u - r|^2 / (n d)`. By default inputs are scaled to `E|u|^2 = d`, so it is the fraction of variance
     unexplained, with the variance of the statistics taken before training: coefficients and learning rates keep their
     meaning from one site to the next.
     """

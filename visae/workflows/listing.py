@@ -31,7 +31,10 @@ class KindTable(dict[str, About]):
             + f"\n    options: {', '.join(f'{k}={v!r}' for k, v in kind_options(name).items())}"
             for name, about in self.items()
         ]
-        return "a: pre-activations, z: codes, F: width, n: tokens in a batch\n\n" + "\n\n".join(blocks)
+        head = (
+            f"a: pre-activations, z: codes, F: width, n: tokens in a batch\nnormalisers: {', '.join(sae.normalisers())}"
+        )
+        return "\n\n".join([head, *blocks, f"baselines (visae.sae.fit_baseline): {', '.join(sae.baselines())}"])
 
 
 def kinds() -> KindTable:
