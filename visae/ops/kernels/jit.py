@@ -23,49 +23,73 @@ inline: Any = njit(fastmath=FLAGS, cache=True, inline="always", error_model="num
 part_of_jit: Any = njit(fastmath=FLAGS, cache=True, error_model="numpy")
 
 
-@part_of_jit
-def _keys(row: Array, bias: Array, by_size: bool, bits: Array, keys: Array) -> None:
-    """What the entries of one row are ranked by: the value with its bias, or the size of that."""
-    for i in range(row.shape[0]):
-        bits[i] = np.int32(row[i]) << 16
-    values = bits.view(np.float32)
-    for i in range(row.shape[0]):
-        keys[i] = values[i] + bias[i]
-    if by_size:
-        for i in range(row.shape[0]):
-            keys[i] = abs(keys[i])
+@inline
+def _half(bits: Any, bias: Any, by_size: bool) -> Any:
+    """What an entry is ranked by: its value, from the bits of a bfloat16, with its bias; or the size of that."""
+    x = np.int32(np.int32(bits) << np.int32(16)).view(np.float32) + bias
+    return abs(x) if by_size else x
 
 
-@part_of_jit
-def _wide_keys(row: Array, bias: Array, by_size: bool, _bits: Array, keys: Array) -> None:
+@inline
+def _single(value: Any, bias: Any, by_size: bool) -> Any:
     """The same for float32."""
-    for i in range(row.shape[0]):
-        keys[i] = row[i] + bias[i]
-    if by_size:
+    x = value + bias
+    return abs(x) if by_size else x
+
+
+@part_of_jit
+def _keys(row: Array, bias: Array, by_size: bool, half: bool, keys: Array) -> None:
+    """Keys of a whole row."""
+    if half:
         for i in range(row.shape[0]):
-            keys[i] = abs(keys[i])
+            keys[i] = _half(row[i], bias[i], by_size)
+    else:
+        for i in range(row.shape[0]):
+            keys[i] = _single(row[i], bias[i], by_size)
 
 
 @part_of_jit
-def _group_maxima(keys: Array, stride: int, best: Array) -> None:
-    """Group j holds the j-th entry of each segment of `stride` keys, so that maxima need no sum across a register."""
+def _group_maxima(row: Array, bias: Array, by_size: bool, half: bool, stride: int, best: Array) -> None:
+    """Group j holds the j-th entry of each segment of `stride` columns: its maxima need no sum across a register."""
     for j in range(stride):
-        best[j] = keys[j]
-    for first in range(stride, keys.shape[0], stride):
-        for j in range(min(stride, keys.shape[0] - first)):
-            best[j] = keys[first + j] if keys[first + j] > best[j] else best[j]
+        best[j] = -np.inf
+    for first in range(0, row.shape[0], stride):
+        n = min(stride, row.shape[0] - first)
+        x, b = row[first : first + n], bias[first : first + n]
+        if half:
+            for j in range(n):
+                key = _half(x[j], b[j], by_size)
+                best[j] = key if key > best[j] else best[j]
+        else:
+            for j in range(n):
+                key = _single(x[j], b[j], by_size)
+                best[j] = key if key > best[j] else best[j]
 
 
 @part_of_jit
-def _collect(keys: Array, stride: int, best: Array, cut: float, found: Array, columns: Array) -> int:
+def _collect(
+    row: Array,
+    bias: Array,
+    by_size: bool,
+    half: bool,
+    stride: int,
+    best: Array,
+    cut: float,
+    found: Array,
+    columns: Array,
+) -> int:
     """Keys of at least `cut` and their columns, looked for only in groups whose maximum is."""
     count = 0
     for j in range(stride):
         if best[j] >= cut:
-            for column in range(j, keys.shape[0], stride):
-                found[count] = keys[column]
+            for column in range(j, row.shape[0], stride):
+                if half:
+                    key = _half(row[column], bias[column], by_size)
+                else:
+                    key = _single(row[column], bias[column], by_size)
+                found[count] = key
                 columns[count] = column
-                count += keys[column] >= cut
+                count += key >= cut
     return count
 
 
@@ -121,20 +145,16 @@ def _top(pre: Array, bias: Array, k: int, by_size: bool, half: bool, out: Array,
         segments //= 2
     stride = (width + segments - 1) // segments
     for chunk in prange(chunks):
-        bits, keys = np.empty(width, np.int32), np.empty(width, np.float32)
         found, scratch = np.empty(width + 1, np.float32), np.empty(width + 1, np.float32)
         columns, best = np.empty(width + 1, np.int32), np.empty(stride, np.float32)
         guess = np.inf
         for r in range(chunk * n // chunks, (chunk + 1) * n // chunks):
-            if half:
-                _keys(pre[r], bias, by_size, bits, keys)
-            else:
-                _wide_keys(pre[r], bias, by_size, bits, keys)
-            _group_maxima(keys, stride, best)
-            m = _collect(keys, stride, best, guess, found, columns)
+            _group_maxima(pre[r], bias, by_size, half, stride, best)
+            m = _collect(pre[r], bias, by_size, half, stride, best, guess, found, columns)
             if m < k:  # the k-th largest maximum is reached by at least k entries
                 scratch[:stride] = best
-                m = _collect(keys, stride, best, _reached_by(scratch[:stride], k), found, columns)
+                cut = _reached_by(scratch[:stride], k)
+                m = _collect(pre[r], bias, by_size, half, stride, best, cut, found, columns)
             kept, cut = _keep_largest(found[:m], columns[:m], k, scratch, out[r])
             for i in range(kept, k):
                 out[r, i] = width - 1
@@ -142,16 +162,10 @@ def _top(pre: Array, bias: Array, k: int, by_size: bool, half: bool, out: Array,
 
 
 @jit
-def _batch_maxima(pre: Array, bias: Array, by_size: bool, half: bool, best: Array, chunks: int) -> None:
-    n, width = pre.shape
-    for chunk in prange(chunks):
-        bits, keys = np.empty(width, np.int32), np.empty(width, np.float32)
-        for r in range(chunk * n // chunks, (chunk + 1) * n // chunks):
-            if half:
-                _keys(pre[r], bias, by_size, bits, keys)
-            else:
-                _wide_keys(pre[r], bias, by_size, bits, keys)
-            _group_maxima(keys, best.shape[1], best[r])
+def _batch_maxima(pre: Array, bias: Array, by_size: bool, half: bool, best: Array) -> None:
+    n = pre.shape[0]
+    for r in prange(n):
+        _group_maxima(pre[r], bias, by_size, half, best.shape[1], best[r])
 
 
 @jit
@@ -162,12 +176,9 @@ def _above(
     """Counts the entries of each row that reach `cut` into `offsets[r + 1]`; with `fill` writes them from there on."""
     n, width = pre.shape
     for chunk in prange(chunks):
-        bits, keys = np.empty(width, np.int32), np.empty(width, np.float32)
+        keys = np.empty(width, np.float32)
         for r in range(chunk * n // chunks, (chunk + 1) * n // chunks):
-            if half:
-                _keys(pre[r], bias, by_size, bits, keys)
-            else:
-                _wide_keys(pre[r], bias, by_size, bits, keys)
+            _keys(pre[r], bias, by_size, half, keys)
             if not fill:
                 count = 0
                 for i in range(width):
@@ -189,12 +200,9 @@ def _over(
     """Counts the entries of each row above the threshold of their column; with `fill` writes them."""
     n, width = pre.shape
     for chunk in prange(chunks):
-        bits, keys = np.empty(width, np.int32), np.empty(width, np.float32)
+        keys = np.empty(width, np.float32)
         for r in range(chunk * n // chunks, (chunk + 1) * n // chunks):
-            if half:
-                _keys(pre[r], bias, False, bits, keys)
-            else:
-                _wide_keys(pre[r], bias, False, bits, keys)
+            _keys(pre[r], bias, False, half, keys)
             if not fill:
                 count = 0
                 for i in range(width):
@@ -395,7 +403,7 @@ class Numba:
         (n, width), chunks = pre.shape, 4 * _threads()
         (bits, half), shift = _bits(pre), bias.detach().numpy()
         best = np.empty((n, -(-width // 64)), np.float32)
-        _batch_maxima(bits, shift, by_size, half, best, chunks)
+        _batch_maxima(bits, shift, by_size, half, best)
         cut = -np.inf if best.size < count else np.partition(best, best.size - count, axis=None)[best.size - count]
         offsets = np.zeros(n + 1, np.int64)
         found, columns = np.empty(0, np.float32), np.empty(0, np.int64)
