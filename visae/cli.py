@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+from visae.launch import rank, world_size
 from visae.registry import UnknownName
 
 COMMANDS = {
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Threads that wait by spinning make every step several times slower on a machine that is shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     name = " ".join(arguments[: 2 if arguments[:1] == ["bench"] else 1])
+    who = f"visae {name}" + (f" (process {rank()} of {world_size()})" if world_size() > 1 else "")
     if name in ("", "-h", "--help", "bench", "bench --help", "bench -h"):
         _say(overview(prefix="bench" if name.startswith("bench") else ""))
         return 0
@@ -51,15 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         function = command(name)
         options = resolve(function, arguments[len(name.split()) :], f"visae {name}")
-        _say(f"# visae {name}\n{to_yaml(options)}", sys.stderr)
-        _say(render(function(**options)))
+        if rank() == 0:
+            _say(f"# visae {name}\n{to_yaml(options)}", sys.stderr)
+        result = function(**options)
+        if rank() == 0:
+            _say(render(result))
     except (ValueError, LookupError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("VISAE_TRACEBACK"):
             raise
-        _say(f"visae {name}: error: {error}\n(VISAE_TRACEBACK=1 shows where)", sys.stderr)
+        _say(f"{who}: error: {error}\n(VISAE_TRACEBACK=1 shows where)", sys.stderr)
         return 2
     except KeyboardInterrupt:
-        _say(f"visae {name}: stopped; run the same command again to go on from where it was", sys.stderr)
+        _say(f"{who}: stopped; run the same command again to go on from where it was", sys.stderr)
         return 130
     return 0
 

@@ -103,6 +103,24 @@ def test_help_comes_from_the_installed_command(name):
     assert f"visae {name}" in out.stdout
 
 
+@pytest.mark.parametrize("how", [["-m", "visae"], ["visae"]], ids=["as a module", "as a folder"])
+def test_launchers_that_want_a_module_or_a_folder_get_the_command(how):
+    root = Path(cli.__file__).parents[1]
+    code = ["kinds", "--help"]
+    out = subprocess.run([sys.executable, *how, *code], capture_output=True, text=True, cwd=root)
+    assert out.returncode == 0, out.stderr
+    assert "visae kinds" in out.stdout
+
+
+def test_of_several_processes_only_the_first_talks_and_each_says_which_it_is(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["kinds"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert cli.main(["sites", "timm:vit_bse_patch16_224", "--no-pretrained"]) == 2
+    assert "visae sites (process 1 of 2): error: " in capsys.readouterr().err
+
+
 def test_the_overview_lists_every_command_without_importing_torch():
     code = "import sys; from visae import cli; cli.main([]); sys.exit('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

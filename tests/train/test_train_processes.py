@@ -182,3 +182,48 @@ def test_a_process_that_hangs_is_given_up(start, tmp_path):
             f"process {rank} lost another process of this run, or waited too long"
             in (tmp_path / f"{rank}.txt").read_text()
         )
+
+
+def test_accelerate_launches_the_command_and_the_dictionary_is_that_of_one_process(tmp_path):
+    """With `--multi_gpu`, by which accelerate means its launcher of several processes, on CPUs too."""
+    from visae.workflows.train import train
+
+    options = {
+        "data": "world:train?n=30&objects=1",
+        "latents": 48,
+        "k": 6,
+        "rows": 8000,
+        "precision": "fp32",
+        "lr": 1e-3,
+    }
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [
+        "-m",
+        "visae",
+        "train",
+        str(tmp_path / "two"),
+        *flags,
+        "--batch",
+        "128",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    done = subprocess.run([*launch, *command], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("topk dictionary of 48 latents") == 1  # only the main process talks
+    assert done.stderr.count("activations: 1,920 rows") == 1
+    train(tmp_path / "one", **options, batch=256, device="cpu", workers=0)
+    found, wanted = (load_file(tmp_path / name / "sae.safetensors") for name in ("two", "one"))
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=1e-4)
+    cards = [json.loads((tmp_path / name / "sae.json").read_text()) for name in ("two", "one")]
+    assert cards[0]["metrics"]["fvu"] == pytest.approx(cards[1]["metrics"]["fvu"], rel=1e-3)
+    assert (cards[0]["training"]["steps"], cards[0]["data"]) == (cards[1]["training"]["steps"], cards[1]["data"])
+    assert len(read_metrics(tmp_path / "two")) == len(read_metrics(tmp_path / "one"))
+    names = [sorted(p.name for p in (tmp_path / name).rglob("*")) for name in ("two", "one")]
+    assert names[0] == names[1]

@@ -4,7 +4,9 @@ from visae.train.callbacks import Callback
 from visae.train.config import TrainConfig, annealed_k, default_lr, schedule
 from visae.train.feed import Feed, LoaderEnded
 from visae.train.planted import Planted, PlantedConfig, recovery
+from visae.train.processes import Processes, ProcessFailed
 from visae.train.record import Recorder, read_metrics
+from visae.train.resuming import rows_per_step
 from visae.train.shared import split_columns
 from visae.train.specialise import specialise
 from visae.train.suite import Member, Suite, SuiteResult
@@ -12,7 +14,7 @@ from visae.train.trainer import Trainer, TrainResult
 from visae.train.validate import validate
 
 __all__ = [
-    "Callback", "Feed", "LoaderEnded", "Member", "Planted", "PlantedConfig", "Recorder", "Suite", "SuiteResult",
-    "TrainConfig", "TrainResult", "Trainer", "annealed_k", "default_lr", "read_metrics", "recovery", "schedule",
-    "specialise", "split_columns", "validate",
+    "Callback", "Feed", "LoaderEnded", "Member", "Planted", "PlantedConfig", "ProcessFailed", "Processes", "Recorder",
+    "Suite", "SuiteResult", "TrainConfig", "TrainResult", "Trainer", "annealed_k", "default_lr", "read_metrics",
+    "recovery", "rows_per_step", "schedule", "specialise", "split_columns", "validate",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from visae.launch import fell_short
 from visae.ops import Group, Share
 from visae.sae import Rows
 from visae.train.feed import same_length
@@ -21,6 +23,7 @@ PATIENCE = 600
 """Seconds after which a process that another one keeps waiting in the middle of a step gives up."""
 LONG = timedelta(days=30)
 """For waits that may be long, such as for the extraction of activations; a process that ends cuts them short."""
+LOG = logging.getLogger("visae.train")
 _FAILED, _HEARD = "visae/failed", "visae/heard"
 
 
@@ -48,6 +51,11 @@ class Processes:
     def __init__(self, device: str = "auto", shards: int = 1, patience: float = PATIENCE):
         from accelerate import PartialState
 
+        if fell_short():
+            LOG.warning(
+                "accelerate was asked for several processes but started one: on a machine without GPUs it starts more "
+                "only with --multi_gpu (in spite of its name), and torchrun --nproc-per-node does"
+            )
         state = PartialState(cpu=on_cpu(device), timeout=timedelta(seconds=patience))
         self.size, self.rank, self.device = state.num_processes, state.process_index, state.device
         self.main = self.rank == 0

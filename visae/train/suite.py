@@ -13,6 +13,7 @@ from visae.sae import Dictionary
 from visae.train import resuming
 from visae.train.config import TrainConfig
 from visae.train.feed import LoaderEnded
+from visae.train.processes import Processes
 from visae.train.shared import Branch, Shared, read_first
 from visae.train.stacking import Cohort, cohorts
 from visae.train.trainer import Trainer, TrainResult
@@ -108,7 +109,7 @@ class Suite:
                 for them, and members that are new begin.
 
         Raises:
-            ValueError: see `Trainer.fit`; for sites without a loader.
+            ValueError: see `Trainer.fit`; for sites without a loader; on several processes.
             FloatingPointError: if every member had to be given up.
         """
         streams = by_site(loaders, self.members, "loader")
@@ -129,10 +130,14 @@ class Suite:
         return result
 
     def _device(self) -> torch.device:
-        from accelerate import Accelerator
-
         config = self.members[0].config
-        return Accelerator().device if config.device == "auto" else torch.device(config.device)
+        processes = Processes(config.device)
+        if processes.size > 1:
+            raise ValueError(
+                f"a suite trains on one process, {processes.size} were started: start one, or train its members one by "
+                "one on several"
+            )
+        return processes.device if config.device == "auto" else torch.device(config.device)
 
     def _runners(
         self, streams: Mapping[str, Iterable[Any]], held_out: Mapping[str, Iterable[Tensor]], resume: bool

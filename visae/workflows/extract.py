@@ -5,6 +5,7 @@ from typing import Literal
 
 from visae import store
 from visae.data import load_data
+from visae.launch import rank
 from visae.model import load_model
 from visae.tokens import TokenPolicy
 from visae.workflows.run import pick_device
@@ -57,9 +58,10 @@ def extract(
 
 
 def announce(message: object) -> None:
-    """Tells the user something beside the progress bars, without breaking them."""
+    """Tells the user something beside the progress bars, without breaking them; once, if several processes run."""
     import sys
 
     from tqdm.auto import tqdm
 
-    tqdm.write(str(message), file=sys.stderr)
+    if rank() == 0:
+        tqdm.write(str(message), file=sys.stderr)

@@ -12,9 +12,9 @@ from visae.data.sample import ImageData
 from visae.evaluate import evaluate_sae
 from visae.model import AdaptedModel, load_model
 from visae.sae import Card, kind_options, load_sae, make_sae, save_sae
-from visae.store import ActivationSource
+from visae.store import ActivationSource, Loader
 from visae.tokens import TokenPolicy
-from visae.train import TrainConfig, Trainer, TrainResult
+from visae.train import Processes, TrainConfig, Trainer, TrainResult, rows_per_step
 from visae.workflows.estimate import training_estimate
 from visae.workflows.extract import announce
 from visae.workflows.run import CONFIG, Run, other_split, pick_device
@@ -75,6 +75,9 @@ def train(
     Extracts the activations (or reads or streams them), trains, measures on held-out images, and leaves a folder with
     the dictionary and its card. Stopped at any moment, the same command goes on where it was.
 
+    Several GPUs: `accelerate launch --num_processes 4 -m visae train ...`; each takes `--batch` rows per step. Without
+    GPUs, accelerate needs `--multi_gpu` to start more than one process. A run may go on with another number of them.
+
     Example:
         visae train runs/clip --model open_clip:ViT-B-16/openai --site blocks.9 --data ~/photos --latents 12288 --k 32
 
@@ -97,7 +100,7 @@ def train(
         normaliser: of the inputs: `scale` (one scalar), `none`, `unit`, `layer_norm` (per token) or `whiten`.
         rows: rows to train on; `passes` over the data if not given.
         passes: passes over the data.
-        batch: rows per step.
+        batch: rows per step and process.
         lr: peak learning rate; a rule of width and budget if not given.
         seed: of the weights and of the order of the rows.
         precision: of the encoder's matrix product.
@@ -112,34 +115,48 @@ def train(
     config = plain(
         {name: value for name, value in locals().items() if name not in ("out", "device", "workers", "track")}
     )
-    run = begin(Path(out), config)
-    place = pick_device(device)
-    adapted = load_model(model, pretrained=pretrained, image_size=image_size, device=place)
-    images = load_data(data)
-    policy = TokenPolicy.parse(tokens, per_image=per_image)
-    source = open_source(
-        adapted, site, images, run.folder / "activations", policy, dtype, activations, stream, image_batch, workers
-    )
-    width = latents or round(expansion * source.d)
-    chosen = {**({"k": k} if "k" in kind_options(kind) else {}), **options}
-    budget = rows or round(passes * source.n_rows)
-    announce(f"training: {training_estimate(kind, source.d, width, chosen, budget, batch, place, timed=False)}")
-    settings = TrainConfig(
-        tokens=budget,
-        batch=batch,
-        lr=lr,
-        seed=seed,
-        precision=precision,
-        device=place,
-        checkpoint_every=checkpoint_every,
-    )
-    if not finished(run, source.meta, settings):
-        sae = make_sae(kind, source.d, width, normaliser=normaliser, **chosen)
-        result = Trainer(sae, settings, run.folder, log_with=list(track) or None).fit(
-            source.loader(batch, seed=seed), resume=True
+    processes = Processes(device)
+    with processes.together():
+        with processes.main_first():
+            run = begin(Path(out), config)
+        place = pick_device(device)
+        adapted = load_model(model, pretrained=pretrained, image_size=image_size, device=place)
+        images = load_data(data)
+        policy = TokenPolicy.parse(tokens, per_image=per_image)
+        folder = run.folder / "activations"
+        with processes.main_first():  # which extracts; the others find the rows there
+            there = activations if processes.main or stream else activations or folder
+            source = open_source(adapted, site, images, folder, policy, dtype, there, stream, image_batch, workers)
+        width = latents or round(expansion * source.d)
+        chosen = {**({"k": k} if "k" in kind_options(kind) else {}), **options}
+        budget = rows or round(passes * source.n_rows)
+        announce(f"training: {training_estimate(kind, source.d, width, chosen, budget, batch, place, timed=False)}")
+        settings = TrainConfig(
+            tokens=budget,
+            batch=batch,
+            lr=lr,
+            seed=seed,
+            precision=precision,
+            device=place,
+            checkpoint_every=checkpoint_every,
         )
-        save_sae(sae, run.folder, describe(adapted, source, settings, result))
-    return Trained(run, measure(run, adapted, images, validation, image_batch, workers))
+        if not finished(run, source.meta, settings):
+            sae = make_sae(kind, source.d, width, normaliser=normaliser, **chosen)
+            trainer = Trainer(sae, settings, run.folder, log_with=list(track) or None)
+            result = trainer.fit(share_of(source, processes, run.folder, batch, seed), resume=True)
+            if processes.main:
+                save_sae(sae, run.folder, describe(adapted, source, settings, result))
+        with processes.main_first():
+            return Trained(run, measure(run, adapted, images, validation, image_batch, workers))
+
+
+def share_of(source: ActivationSource, processes: Processes, folder: Path, batch: int, seed: int) -> Loader:
+    """This process's share of the rows, in batches that keep the rows per step of a run that was begun with others."""
+    rows = processes.share.rows
+    begun = rows_per_step(folder)
+    return source.loader(
+        batch if begun is None else max(1, begun // rows.size), seed=seed, rank=rows.rank, processes=rows.size
+    )
 
 
 def plain(config: dict[str, Any]) -> dict[str, Any]:
