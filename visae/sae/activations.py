@@ -289,36 +289,6 @@ class ReLU(Elementwise):
         return copy.deepcopy(self)
 
 
-class Identity(Activation):
-    """`z = a`: every latent of every token, with its sign.
-
-    Args:
-        n_latents: width F.
-    """
-
-    signed = True
-
-    def __init__(self, n_latents: int):
-        super().__init__()
-        self.capacity = n_latents
-
-    def scaled(self, gain: Tensor) -> "Identity":
-        """See `Activation.scaled`."""
-        del gain
-        return copy.deepcopy(self)
-
-
-class Nearest(Activation):
-    """`z = 1` for the largest a of a token, 0 for all others: k-means."""
-
-    k = 1.0
-    capacity = 1
-
-    def forward(self, pre: Tensor, x: Tensor | None = None) -> Tensor:
-        """See `Activation.forward`."""
-        return torch.zeros_like(pre).scatter(1, pre.argmax(1, keepdim=True), 1.0)
-
-
 class TopAFA(Activation):
     """As many of the largest `ReLU(a)` as bring the length of the codes nearest to that of the input (top-AFA, 2025).
 

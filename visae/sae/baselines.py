@@ -5,6 +5,7 @@ measured and drawn like any other; its name stands in the card's `kind`. Inputs 
 is the mean of the data (`nmf`: their lowest corner).
 """
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,45 @@ import torch
 from torch import Tensor
 
 from visae.registry import Registry
-from visae.sae.activations import Activation, Identity, Nearest, ReLU
+from visae.sae.activations import Activation, ReLU
 from visae.sae.decoders import Free
 from visae.sae.dictionary import Dictionary
 from visae.sae.encoders import Encoder, Linear
 from visae.sae.moments import Moments
 from visae.sae.nonnegative import NonNegative, semi_nmf
 from visae.sae.normalisers import Raw
+
+
+class Identity(Activation):
+    """`z = a`: every latent of every token, with its sign.
+
+    Args:
+        n_latents: width F.
+    """
+
+    signed = True
+
+    def __init__(self, n_latents: int):
+        super().__init__()
+        self.capacity = n_latents
+
+    def scaled(self, gain: Tensor) -> "Identity":
+        """See `Activation.scaled`."""
+        del gain
+        return copy.deepcopy(self)
+
+
+class Nearest(Activation):
+    """`z = 1` for the largest a of a token, 0 for all others: k-means."""
+
+    k = 1.0
+    capacity = 1
+
+    def forward(self, pre: Tensor, x: Tensor | None = None) -> Tensor:
+        """See `Activation.forward`."""
+        del x
+        return torch.zeros_like(pre).scatter(1, pre.argmax(1, keepdim=True), 1.0)
+
 
 Fit = Callable[..., Dictionary]
 
