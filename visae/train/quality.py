@@ -22,6 +22,7 @@ from visae.train.peers import Coder, Peer, Plan
 from visae.train.planted import Planted, PlantedConfig, matches
 from visae.train.rivals import installed
 from visae.train.trainer import Trainer
+from visae.train.trouble import LOG
 
 HELD_OUT = (8, 4096)
 """Batches and rows of each that trainers are measured on."""
@@ -94,7 +95,11 @@ def own(kind: str, task: Task) -> Entrant:
     def train(task: Task, seed: int) -> Coder:
         sae = make()
         config = TrainConfig(steps=task.steps, batch=task.batch, seed=seed, device="cpu")
-        Trainer(sae, config, progress=False).fit(task.data(seed))
+        LOG.disabled = True  # what it would warn of is in the table
+        try:
+            Trainer(sae, config, progress=False).fit(task.data(seed))
+        finally:
+            LOG.disabled = False
         return Coder(
             lambda x: sae.encode(x).to_dense(), lambda z: sae.decode(Codes.from_dense(z)), sae.directions().detach()
         )

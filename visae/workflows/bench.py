@@ -57,8 +57,6 @@ def _flat(numbers: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for name, value in numbers.items():
         if isinstance(value, dict):
             rows += _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, list):
-            rows += _flat({f"{name}.{one['name']}": {k: v for k, v in one.items() if k != "name"} for one in value})
         else:
             rows.append((prefix + name, value))
     return rows
