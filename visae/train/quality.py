@@ -105,7 +105,7 @@ def own(kind: str, task: Task) -> Entrant:
         )
 
     def step(task: Task) -> Callable[[Tensor], object]:
-        taken = bare_step(task.size(kind), "eager", fast_precision(), [task.data(0).sample(task.batch)[0]])[1]
+        taken = bare_step(task.size(kind), "auto", fast_precision(), [task.data(0).sample(task.batch)[0]])[1]
         return lambda _x: taken()
 
     return Entrant(f"visae {kind}", "visae", __version__, default_lr(task.n_latents, task.steps), train, step)

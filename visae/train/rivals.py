@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -88,6 +89,8 @@ def peak_memory(size: Size, name: str, autocast: bool) -> float:
 def added_memory(size: Size, name: str, autocast: bool) -> float:
     """Peak resident MB of five steps in this process, above weights, batches and the moments of its optimiser."""
     load(PEERS[name])
+    small = replace(size, d=64, n_latents=1024, batch=64, k=4)
+    in_turn(PEERS[name].learner(small, Plan(autocast=autocast)), tokens(batches(small)))()  # loads code
     learner = PEERS[name].learner(size, Plan(autocast=autocast))
     peak = peak_of(in_turn(learner, tokens(batches(size))))
     state = [value for values in learner.optimiser.state.values() for value in values.values()]
