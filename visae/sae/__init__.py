@@ -5,6 +5,7 @@ from visae.sae.baselines import BASELINES, baselines, fit_baseline, neurons, pca
 from visae.sae.card import Card, MismatchError
 from visae.sae.codes import Codes
 from visae.sae.dictionary import Dictionary, Losses
+from visae.sae.ensemble import Ensemble
 from visae.sae.files import load_card, load_sae, save_sae
 from visae.sae.hub import pull_sae, push_sae
 from visae.sae.init import initialise
@@ -15,8 +16,8 @@ from visae.sae.registry import ABOUT, KINDS, About, kind_options, kinds, make_sa
 from visae.sae.side import Rows
 
 __all__ = [
-    "ABOUT", "BASELINES", "KINDS", "NORMALISERS", "About", "Card", "Codes", "Dictionary", "Losses", "MismatchError",
-    "Moments", "Normaliser", "Rows", "baselines", "fit_baseline", "initialise", "kind_options", "kinds", "load_card",
-    "load_sae", "make_sae", "neurons", "normalisers", "pca", "pull_sae", "pursue", "push_sae", "random_directions",
-    "save_sae",
+    "ABOUT", "BASELINES", "KINDS", "NORMALISERS", "About", "Card", "Codes", "Dictionary", "Ensemble", "Losses",
+    "MismatchError", "Moments", "Normaliser", "Rows", "baselines", "fit_baseline", "initialise", "kind_options",
+    "kinds", "load_card", "load_sae", "make_sae", "neurons", "normalisers", "pca", "pull_sae", "pursue", "push_sae",
+    "random_directions", "save_sae",
 ]  # fmt: skip

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from visae.sae.baselines import BASELINES, make_baseline
 from visae.sae.card import Card
 from visae.sae.dictionary import Dictionary
+from visae.sae.ensemble import ENSEMBLES, Ensemble
 from visae.sae.registry import make_sae
 
 WEIGHTS, CARD = "sae.safetensors", "sae.json"
@@ -23,9 +25,9 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def describe(sae: Dictionary, card: Card | None = None) -> Card:
+def describe(sae: Dictionary | Ensemble, card: Card | None = None) -> Card:
     """The card with the entries that the dictionary itself knows; the rest comes from `card`, else stays empty."""
-    threshold = getattr(sae.activation, "threshold", None)
+    threshold = getattr(getattr(sae, "activation", None), "threshold", None)  # an ensemble has one per member
     scalar = float(threshold) if threshold is not None and threshold.ndim == 0 else None
     base = card or sae.card or Card(sae.kind, sae.d, sae.n_latents)
     return base.updated(
@@ -41,7 +43,7 @@ def describe(sae: Dictionary, card: Card | None = None) -> Card:
     )
 
 
-def check_weights(sae: Dictionary) -> None:
+def check_weights(sae: Dictionary | Ensemble) -> None:
     """Refuses to save what would not work: values that are not finite, rows off the unit sphere.
 
     Raises:
@@ -59,7 +61,7 @@ def check_weights(sae: Dictionary) -> None:
             )
 
 
-def save_sae(sae: Dictionary, path: Path | str, card: Card | None = None) -> Card:
+def save_sae(sae: Dictionary | Ensemble, path: Path | str, card: Card | None = None) -> Card:
     """Writes `sae.safetensors` and `sae.json` into a folder.
 
     Both are written under other names first; the card goes last and carries the sha256 of the weights, so what is
@@ -160,11 +162,20 @@ def load_sae(
 
 def _empty(card: Card) -> Dictionary:
     """A dictionary of the card's form, without weights."""
-    if card.kind in BASELINES:
-        sae = make_baseline(card.kind, card.d, card.n_latents)
+    if card.kind in ENSEMBLES:
+        members = [_form(card.d, **member) for member in card.options["members"]]
+        return cast(Dictionary, Ensemble(cast(Any, card.kind), members))
+    return _form(card.d, card.kind, card.n_latents, card.normaliser, card.folded, card.options)
+
+
+def _form(
+    d: int, kind: str, n_latents: int, normaliser: str, folded: Sequence[str], options: dict[str, Any]
+) -> Dictionary:
+    if kind in BASELINES:
+        sae = make_baseline(kind, d, n_latents)
     else:
-        sae = make_sae(card.kind, card.d, card.n_latents, normaliser=card.normaliser, **card.options)
-    return sae.fold("normaliser" in card.folded, "norms" in card.folded) if card.folded else sae
+        sae = make_sae(kind, d, n_latents, normaliser=normaliser, **options)
+    return sae.fold("normaliser" in folded, "norms" in folded) if folded else sae
 
 
 def _weights(file: Path, card: Card, wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

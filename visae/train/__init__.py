@@ -1,5 +1,6 @@
 """Training: any stream of tokens in, a dictionary out; checkpoints that resume bit for bit."""
 
+from visae.train.boost import boost
 from visae.train.callbacks import Callback
 from visae.train.config import TrainConfig, annealed_k, default_lr, schedule
 from visae.train.feed import Feed, LoaderEnded
@@ -15,6 +16,6 @@ from visae.train.validate import validate
 
 __all__ = [
     "Callback", "Feed", "LoaderEnded", "Member", "Planted", "PlantedConfig", "ProcessFailed", "Processes", "Recorder",
-    "Suite", "SuiteResult", "TrainConfig", "TrainResult", "Trainer", "annealed_k", "default_lr", "read_metrics",
-    "recovery", "rows_per_step", "schedule", "specialise", "split_columns", "validate",
+    "Suite", "SuiteResult", "TrainConfig", "TrainResult", "Trainer", "annealed_k", "boost", "default_lr",
+    "read_metrics", "recovery", "rows_per_step", "schedule", "specialise", "split_columns", "validate",
 ]  # fmt: skip

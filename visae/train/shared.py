@@ -1,12 +1,40 @@
 """One stream of batches read by several runs: every batch is drawn, moved and checked once."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from visae.sae import Moments, Rows
+from visae.sae import Dictionary, Moments, Rows
 from visae.train.feed import Feed, FirstRows
+
+
+@torch.no_grad()
+def left_over(x: Any, dictionaries: Sequence[Dictionary]) -> Any:
+    """Tokens less what dictionaries make of them, each reading what those before it left; see `Ensemble`, boost."""
+    if not dictionaries:
+        return x
+    rows = getattr(x, "rows", x).to(dictionaries[0].mean.device, torch.float32)
+    for one in dictionaries:
+        rows = rows - one(rows)
+    return Rows(rows, x.side) if isinstance(x, Rows) else rows
+
+
+class LeftOver:
+    """What dictionaries leave of batches that can be iterated again.
+
+    Args:
+        batches: the batches.
+        dictionaries: see `left_over`.
+    """
+
+    def __init__(self, batches: Iterable[Any], dictionaries: Sequence[Dictionary]):
+        self.batches, self.dictionaries = batches, dictionaries
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches, less what is taken away."""
+        return (left_over(x, self.dictionaries) for x in self.batches)
 
 
 class Tee:
@@ -107,18 +135,30 @@ class Shared:
 
 
 class Branch:
-    """The batches of one of the runs, see `visae.train.feed.Batches`."""
+    """The batches of one of the runs, see `visae.train.feed.Batches`.
 
-    def __init__(self, shared: Shared):
-        self.shared, self.reader = shared, Reader(shared.tee)
+    Args:
+        shared: the feed they come from.
+        after: dictionaries whose reconstructions are taken away from them.
+    """
+
+    def __init__(self, shared: Shared, after: Sequence[Dictionary] = ()):
+        self.shared, self.after, self.reader = shared, after, Reader(shared.tee)
+        self._coming: tuple[int, Tensor | Rows] | None = None
 
     def __next__(self) -> Tensor | Rows:
         """The next batch; the shared feed has checked it."""
-        return next(self.reader)  # type: ignore[no-any-return]
+        batch = self.coming()
+        next(self.reader)
+        self._coming = None
+        return batch
 
     def coming(self) -> Tensor | Rows:
         """The next batch, which stays to be drawn."""
-        return self.reader.tee.at(self.reader.position)  # type: ignore[no-any-return]
+        position = self.reader.position
+        if self._coming is None or self._coming[0] != position:
+            self._coming = position, left_over(self.reader.tee.at(position), self.after)
+        return self._coming[1]
 
     def close(self) -> None:
         """Draws no more."""
@@ -128,7 +168,12 @@ class Branch:
         """See `Batches.first`; read once for all, by `read_first`."""
         if self.shared.first is None:
             self.shared.first = self.shared.feed.first(rows, covariance)
-        return self.shared.first
+        moments, held = self.shared.first
+        if self.after:  # what is left has moments of its own, taken from the rows that are at hand
+            held = left_over(held, self.after)
+            moments = Moments(self.shared.feed.d, covariance)
+            moments.add(held.rows if isinstance(held, Rows) else held)
+        return moments, held
 
     def check(self) -> None:
         """See `Batches.check`."""

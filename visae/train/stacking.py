@@ -40,15 +40,15 @@ class Cohort:
     def __init__(self, members: Sequence["Member"], stack: Stack | None):
         self.members, self.stack = list(members), stack
 
-    def prepare(self, trainers: Sequence["Trainer"], x: Tensor | Rows) -> None:
-        """Computes the pre-activations of a batch for those of the members that these trainers train."""
+    def prepare(self, trainers: Sequence["Trainer"], batches: Sequence[Tensor | Rows]) -> None:
+        """Computes pre-activations for those of the members that these trainers train, a batch for each."""
         if self.stack is None or not all(isinstance(trainer.ops, Eager) for trainer in trainers):
             return
-        saes, tokens = [trainer.sae for trainer in trainers], x.rows if isinstance(x, Rows) else x
+        saes = [trainer.sae for trainer in trainers]
         places = {id(member.sae): i for i, member in enumerate(self.members)}
         self.stack.prepare(
             [places[id(sae)] for sae in saes],
-            [sae.normalise(tokens) - sae.decoder.bias for sae in saes],
+            [sae.normalise(x) - sae.decoder.bias for sae, x in zip(saes, batches, strict=True)],
             [sae.b_enc for sae in saes],
             [trainer.ops for trainer in trainers],  # type: ignore[misc]
         )

@@ -14,7 +14,7 @@ from visae.train import resuming
 from visae.train.config import TrainConfig
 from visae.train.feed import LoaderEnded
 from visae.train.processes import Processes
-from visae.train.shared import Branch, Shared, read_first
+from visae.train.shared import Branch, LeftOver, Shared, read_first
 from visae.train.stacking import Cohort, cohorts
 from visae.train.trainer import Trainer, TrainResult
 
@@ -31,12 +31,14 @@ class Member:
         sae: the dictionary; changed in place.
         config: its settings.
         site: which of the suite's streams it reads.
+        after: finished dictionaries; it reads what they leave of each token (see `visae.sae.Ensemble`, boost).
     """
 
     name: str
     sae: Dictionary
     config: TrainConfig
     site: str = ""
+    after: tuple[Dictionary, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,9 @@ class Suite:
             if member.site not in shared:
                 needs = [name for other in self.members if other.site == member.site for name in other.sae.needs]
                 shared[member.site] = Shared(trainer.feed(streams[member.site], needs))
-            branch = Branch(shared[member.site])
-            run = trainer.run(branch, held_out.get(member.site), resume=resume)
+            branch, batches = Branch(shared[member.site], member.after), held_out.get(member.site)
+            left = batches if batches is None else LeftOver(batches, member.after)
+            run = trainer.run(branch, left, resume=resume)
             runners[member.name] = _Runner(member, trainer, branch, run)
         return runners, shared
 
@@ -196,7 +199,7 @@ class Suite:
         ended = []
         if due and due[0].trainer.step < due[0].trainer.steps:
             with suppress(LoaderEnded):  # each member says so itself, after a checkpoint
-                own.prepare([runner.trainer for runner in due], due[0].branch.coming())
+                own.prepare([runner.trainer for runner in due], [runner.branch.coming() for runner in due])
         for runner in due:
             try:
                 finished = runner.advance()
