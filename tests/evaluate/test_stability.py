@@ -74,7 +74,7 @@ def test_work_in_chunks_changes_nothing(monkeypatch):
     b, _ = copy_of(rows(130, 16, 0))
     for hungarian in (4096, 0):
         whole = partners(a, b, hungarian=hungarian)
-        monkeypatch.setattr(sys.modules["visae.evaluate.stability"], "CELLS", 7 * 130)
+        monkeypatch.setattr(sys.modules["visae.ops.nearest"], "CELLS", 7 * 130)
         parts = partners(a, b, hungarian=hungarian)
         monkeypatch.undo()
         assert set(zip(whole.a.tolist(), whole.b.tolist(), strict=True)) == set(

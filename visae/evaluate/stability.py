@@ -25,12 +25,11 @@ import torch
 from torch import Tensor
 
 from visae.evaluate.core import Encodes
+from visae.ops import nearest
 
 THRESHOLD = 0.7
 HUNGARIAN = 4096
 """Latents up to which the assignment is solved exactly; its matrix of cosines then takes 128 MiB."""
-CELLS = 2**25
-"""Cosines held at a time."""
 CURVE = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -111,41 +110,32 @@ def partners(a: Tensor, b: Tensor, *, signed: bool = False, hungarian: int = HUN
         raise ValueError(f"directions must come from one space to be compared, got lengths {a.shape[1]}, {b.shape[1]}")
     left, right = _unit(a), _unit(b.to(a.device))
     exact = max(len(left), len(right)) <= hungarian
-    nearest, to_right, to_left, matrix = _search(left, right, signed, exact)
-    if matrix is not None:
+    method: Literal["hungarian", "mutual"] = "hungarian" if exact else "mutual"
+    if not len(left) or not len(right):
+        nobody = torch.empty(0, dtype=torch.int64)
+        return Partners(nobody, nobody, torch.empty(0), torch.zeros(len(left)), method)
+    to_right, to_left = (places.cpu() for places in nearest(left, right, signed))
+    left, right = left.cpu(), right.cpu()
+    if exact:
         from scipy.optimize import linear_sum_assignment
 
-        i, j = (torch.from_numpy(places) for places in linear_sum_assignment(matrix.numpy(), maximize=True))
-        value = matrix[i, j]
+        matrix = left @ right.T
+        i, j = (
+            torch.from_numpy(places)
+            for places in linear_sum_assignment((matrix.abs() if signed else matrix).numpy(), maximize=True)
+        )
     else:
         i = torch.arange(len(left))
         i = i[to_left[to_right] == i]
-        j, value = to_right[i], nearest[i]
+        j = to_right[i]
+    value, closest = _cosine(left[i], right[j], signed), _cosine(left, right[to_right], signed)
     order = value.argsort(descending=True)
-    return Partners(i[order], j[order], value[order], nearest, "hungarian" if exact else "mutual")
+    return Partners(i[order], j[order], value[order], closest, method)
 
 
-def _search(left: Tensor, right: Tensor, signed: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Compares unit rows in chunks.
-
-    Returns:
-        For each row on the left the largest cosine and where on the right it is, for each row on the right where on the
-        left its largest is, and all cosines `[F_a, F_b]` if they are to be kept; on the CPU.
-    """
-    nearest, to_right = left.new_zeros(len(left)), left.new_zeros(len(left), dtype=torch.int64)
-    best, to_left = left.new_full((len(right),), -2.0), left.new_zeros(len(right), dtype=torch.int64)
-    blocks, size = [left.new_zeros(0, len(right))], max(1, CELLS // max(1, len(right)))
-    for start in range(0, len(left) if len(right) else 0, size):
-        cosines = left[start : start + size] @ right.T
-        cosines = cosines.abs() if signed else cosines
-        nearest[start : start + size], to_right[start : start + size] = cosines.max(1)
-        value, where = cosines.max(0)
-        to_left = torch.where(value > best, where + start, to_left)
-        best = torch.maximum(value, best)
-        if keep:
-            blocks.append(cosines)
-    matrix = torch.cat(blocks).cpu() if keep else None
-    return nearest.cpu(), to_right.cpu(), to_left.cpu(), matrix
+def _cosine(left: Tensor, right: Tensor, signed: bool) -> Tensor:
+    cosine = torch.linalg.vecdot(left, right)
+    return cosine.abs() if signed else cosine
 
 
 def chance(d: int, n_latents: int, signed: bool = False) -> float:

@@ -11,6 +11,7 @@ from visae.ops.eager import Eager
 from visae.ops.fused import Fused
 from visae.ops.group import ALONE, Group, Share, randn_like, share, sharing
 from visae.ops.kernels import KERNELS, load_kernels, usable_kernels
+from visae.ops.nearest import nearest
 from visae.ops.nesting import Nesting
 from visae.ops.reference import Reference
 from visae.ops.rules import Above, BatchTopK, FeatureChoice, Rule, Threshold, TopK
@@ -23,8 +24,8 @@ from visae.registry import UnknownName
 __all__ = [
     "ALONE", "Above", "Adam", "BatchTopK", "Coded", "Dense", "Eager", "FeatureChoice", "Fused", "Group", "Nesting",
     "Ops", "Pattern", "Ragged", "Reference", "Rule", "Share", "Stack", "Threshold", "TopK", "batch_topk",
-    "fast_precision", "feature_choice", "load_kernels", "make_ops", "project_rows", "randn_like", "share", "sharing",
-    "unit_rows", "usable_kernels",
+    "fast_precision", "feature_choice", "load_kernels", "make_ops", "nearest", "project_rows", "randn_like", "share",
+    "sharing", "unit_rows", "usable_kernels",
 ]  # fmt: skip
 
 

@@ -42,6 +42,8 @@ class TrainConfig:
             leaves each kind its own. A full penalty at once kills latents.
         tilt: t of the tilted mean `(1/t) log mean exp(t l_n)` of the tokens' losses; 0 is the mean, above 0 the tokens
             explained worst count more. For fine-tuning on rare things (`visae specialise`); by itself it costs quality.
+        mfr: coefficient of mutual feature regularisation (`visae.sae.penalties.Mutual`) among the members of a `Suite`
+            that differ in nothing but the seed; it draws them towards one another.
         resample_every: steps between looks for dead latents, which are given new weights (see
             `visae.train.resample`); for `relu_l1`, `gated`, `jumprelu` and the like. None never does.
         ema: decay of a moving average of the weights, which is measured and exported in their place; None for none.
@@ -76,6 +78,7 @@ class TrainConfig:
     anneal_shape: Literal["linear", "exponential"] = "linear"
     sparsity_warmup: float | None = None
     tilt: float = 0.0
+    mfr: float = 0.0
     resample_every: int | None = None
     ema: float | None = None
     patience: int | None = None

@@ -12,6 +12,7 @@ from torch import Tensor
 from visae.sae import Dictionary
 from visae.train import resuming
 from visae.train.config import TrainConfig
+from visae.train.coupling import couple, part, together
 from visae.train.feed import LoaderEnded
 from visae.train.processes import Processes
 from visae.train.shared import Branch, LeftOver, Shared, read_first
@@ -116,10 +117,14 @@ class Suite:
         """
         streams = by_site(loaders, self.members, "loader")
         held_out = {} if validation is None else by_site(validation, self.members, "validation batches")
+        coupled = couple(self.members)
         groups = cohorts(self.members, self._device())
         runners, shared = self._runners(streams, held_out, resume)
         result = SuiteResult()
         try:
+            if resume:
+                for peers in coupled:
+                    together([runners[member.name].trainer for member in peers])
             self._begin(list(runners.values()), shared, resume)
             self._drive(groups, runners, result)
         finally:
@@ -127,6 +132,7 @@ class Suite:
                 runner.run.close()
             for one in groups:
                 one.release()
+            part(coupled)
         if result.failed and not result.results:
             raise FloatingPointError(f"every member failed; the first: {next(iter(result.failed.values()))}")
         return result

@@ -12,7 +12,7 @@ from torch import Tensor
 from visae.ops import Adam, Fused, fast_precision, make_ops, sharing
 from visae.sae import Dictionary, Rows
 from visae.sae.dictionary import Losses
-from visae.sae.penalties import Penalty
+from visae.sae.penalties import Mutual, Penalty
 from visae.train import checkpoint, resuming
 from visae.train.callbacks import Callback, gather
 from visae.train.config import TrainConfig, annealed_k, default_lr, schedule
@@ -119,6 +119,8 @@ class Trainer:
                 raise ValueError(f"kind {self.sae.kind!r} has no penalty that rises: leave sparsity_warmup out")
             for penalty in rising:
                 penalty.warmup = self.config.sparsity_warmup
+        if self.config.mfr and not any(penalty.name == Mutual.name for penalty in self.sae.penalties):
+            raise ValueError("mfr draws dictionaries towards their peers: train several in a Suite, of different seeds")
 
     def _anneal(self) -> None:
         config, activation = self.config, self.sae.activation

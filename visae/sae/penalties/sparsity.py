@@ -11,7 +11,7 @@ from visae.sae.penalties.base import Pass, Penalty
 from visae.sae.thresholds import JumpReLU
 
 
-def _ramp(progress: float, warmup: float | None) -> float:
+def ramp(progress: float, warmup: float | None) -> float:
     """Rises linearly from 0 to 1 over the first `warmup` of training: a full penalty at once would kill latents."""
     return min(1.0, progress / warmup) if warmup else 1.0
 
@@ -39,7 +39,7 @@ class L1(Penalty):
 
     def forward(self, run: Pass) -> Tensor:
         """See `Penalty.forward`."""
-        return _ramp(run.progress, self.warmup) * self.coefficient * run.codes.l1(_norms(run)) / run.u.shape[1] ** 0.5
+        return ramp(run.progress, self.warmup) * self.coefficient * run.codes.l1(_norms(run)) / run.u.shape[1] ** 0.5
 
 
 class Tanh(Penalty):
@@ -62,7 +62,7 @@ class Tanh(Penalty):
     def forward(self, run: Pass) -> Tensor:
         """See `Penalty.forward`."""
         squashed = run.codes.map(lambda z: torch.tanh(self.slope * z.abs()), _norms(run))
-        return _ramp(run.progress, self.warmup) * self.coefficient * squashed.l1() / run.u.shape[1] ** 0.5
+        return ramp(run.progress, self.warmup) * self.coefficient * squashed.l1() / run.u.shape[1] ** 0.5
 
 
 class PAnneal(Penalty):
@@ -105,7 +105,7 @@ class PAnneal(Penalty):
             if run.sae.training:
                 self.alpha *= torch.where(torch.isfinite(moved) & (moved > 0), moved, torch.ones_like(moved))
                 self.p.copy_(now)
-        weight = _ramp(run.progress, self.warmup) * self.coefficient * self.alpha / run.u.shape[1] ** 0.5
+        weight = ramp(run.progress, self.warmup) * self.coefficient * self.alpha / run.u.shape[1] ** 0.5
         return weight * self._size(run, self.p)
 
     @staticmethod
@@ -140,7 +140,7 @@ class TargetL0(Penalty):
         """See `Penalty.forward`."""
         activation = cast(JumpReLU, run.sae.activation)
         count = share().rows.mean(activation.count(run.entries()).row_sum())
-        return _ramp(run.progress, self.warmup) * self.coefficient * (count / activation.now - 1).square()
+        return ramp(run.progress, self.warmup) * self.coefficient * (count / activation.now - 1).square()
 
 
 class GateL1(Penalty):
@@ -155,7 +155,7 @@ class GateL1(Penalty):
     def forward(self, run: Pass) -> Tensor:
         """See `Penalty.forward`."""
         size = run.entries().map(torch.relu).l1()
-        return _ramp(run.progress, self.warmup) * self.coefficient * size / run.u.shape[1] ** 0.5
+        return ramp(run.progress, self.warmup) * self.coefficient * size / run.u.shape[1] ** 0.5
 
 
 class GateRecon(Penalty):
@@ -185,7 +185,7 @@ class KL(Penalty):
     def forward(self, run: Pass) -> Tensor:
         """See `Penalty.forward`."""
         size = 0.5 * run.dense_pre().square().sum(1).mean()
-        return _ramp(run.progress, self.warmup) * self.coefficient * size / run.u.shape[1]
+        return ramp(run.progress, self.warmup) * self.coefficient * size / run.u.shape[1]
 
 
 class SameLength(Penalty):
