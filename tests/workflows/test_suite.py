@@ -43,7 +43,7 @@ def test_every_member_has_a_folder_with_its_dictionary_card_metrics_and_options(
 
 def test_the_table_marks_what_is_dominated_and_reports_shared_latents_over_all_and_alive(made):
     text = str(made)
-    assert "12 dictionaries, 6 settings" in text
+    assert "12 dictionaries in 6 rows" in text
     for word in ("pareto", "shared", "alive", "FVU", "L0", "dead", "blocks.1", "relu_l1"):
         assert word in text
     for row in made.rows:
@@ -103,3 +103,28 @@ def test_a_dictionary_that_cannot_be_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match="k is the number of codes per token"):
         suite(tmp_path / "run", **{**COMMON, "k": (4, 65)})
     assert not (tmp_path / "run" / "activations").exists()
+
+
+def test_bags_boosts_and_mfr_stand_in_the_table_beside_what_they_are_made_of(tmp_path):
+    options = {**COMMON, "site": ("blocks.1",), "k": (4, 8), "seeds": 2, "bag": True, "boost": 2, "stream": True}
+    found = suite(tmp_path, mfr=(0.0, 0.03), **options)
+    rows = {(row.setting.k, row.setting.mfr, row.label): row for row in found.rows}
+    assert len(rows) == 2 * 2 * 3
+    for (k, mfr, label), row in rows.items():
+        alone = rows[k, mfr, ""]
+        if label:
+            assert 1.5 * alone.l0 < row.l0 <= 2 * k  # the k largest of a token may be below 0
+            (name,) = row.members
+            card, sae = load_card(tmp_path / name), load_sae(tmp_path / name)
+            assert (card.kind, sae.n_latents) == (label.split()[0], 128)
+            assert card.metrics["fvu"] == row.fvu
+            assert Run.open(tmp_path / name).config["ensemble"] == label
+    for k in (4, 8):
+        assert rows[k, 0.0, "boost of 2"].fvu < rows[k, 0.0, ""].fvu
+        assert rows[k, 0.03, ""].mmcs > rows[k, 0.0, ""].mmcs
+    assert rows[4, 0.0, "boost of 2"].fvu < rows[8, 0.0, ""].fvu_range[1] * 1.5
+    assert "topk, boost of 2" in str(found)
+    again = suite(tmp_path, mfr=(0.0, 0.03), **options)
+    assert [row.fvu for row in again.rows] == pytest.approx([row.fvu for row in found.rows], rel=1e-6)
+    with pytest.raises(ValueError, match="bag cannot hold"):
+        suite(tmp_path / "unit", normaliser=("unit",), **options)

@@ -34,6 +34,7 @@ def couple(members: Sequence["Member"]) -> list[list["Member"]]:
             raise ValueError(
                 f"{peers[0].name} has mfr={peers[0].config.mfr} but no peer: give the suite another seed of it"
             )
+    for peers in alike.values():
         for member in peers:
             others = [one.sae.decoder for one in peers if one is not member]
             member.sae.penalties.append(Mutual(member.config.mfr, others))

@@ -1,7 +1,7 @@
 """`Suite`: many dictionaries from one stream of tokens."""
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,22 +117,21 @@ class Suite:
         """
         streams = by_site(loaders, self.members, "loader")
         held_out = {} if validation is None else by_site(validation, self.members, "validation batches")
-        coupled = couple(self.members)
-        groups = cohorts(self.members, self._device())
-        runners, shared = self._runners(streams, held_out, resume)
         result = SuiteResult()
-        try:
+        with ExitStack() as afterwards:
+            coupled = couple(self.members)
+            afterwards.callback(part, coupled)
+            groups = cohorts(self.members, self._device())
+            for one in groups:
+                afterwards.callback(one.release)
+            runners, shared = self._runners(streams, held_out, resume)
+            for runner in runners.values():
+                afterwards.callback(runner.run.close)
             if resume:
                 for peers in coupled:
                     together([runners[member.name].trainer for member in peers])
             self._begin(list(runners.values()), shared, resume)
             self._drive(groups, runners, result)
-        finally:
-            for runner in runners.values():
-                runner.run.close()
-            for one in groups:
-                one.release()
-            part(coupled)
         if result.failed and not result.results:
             raise FloatingPointError(f"every member failed; the first: {next(iter(result.failed.values()))}")
         return result

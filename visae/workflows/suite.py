@@ -1,28 +1,20 @@
 """Train many dictionaries from one stream of activations, and compare them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from visae.data import load_data
-from visae.data.sample import ImageData
-from visae.evaluate import Evaluation
-from visae.model import AdaptedModel, load_model
-from visae.sae import Dictionary, load_sae, make_sae, save_sae
-from visae.store import StoreMeta
-from visae.store.errors import human
-from visae.store.estimate import duration
+from visae.model import load_model
 from visae.tokens import TokenPolicy
-from visae.train import Member, Suite, TrainConfig
-from visae.train.stacking import CELLS
-from visae.workflows.estimate import TrainingEstimate, training_estimate
-from visae.workflows.extract import announce
-from visae.workflows.run import Run, pick_device
+from visae.train import TrainConfig
+from visae.workflows.run import pick_device
 from visae.workflows.site_rows import SiteRows
-from visae.workflows.suite_report import Row, SuiteReport, compare
-from visae.workflows.sweep import Setting, expand
-from visae.workflows.train import begin, describe, finished, held_out_images, plain
+from visae.workflows.suite_report import SuiteReport
+from visae.workflows.suite_work import Work, check_ensembles
+from visae.workflows.sweep import expand
+from visae.workflows.train import plain
 
 
 def suite(
@@ -45,6 +37,9 @@ def suite(
     lr: tuple[float, ...] = (),
     seed: tuple[int, ...] = (0,),
     seeds: int = 1,
+    mfr: tuple[float, ...] = (0.0,),
+    bag: bool = False,
+    boost: int = 1,
     cases: tuple[dict[str, Any], ...] = (),
     rows: int | None = None,
     passes: float = 8,
@@ -96,6 +91,9 @@ def suite(
         lr: peak learning rates; a rule of width and budget if not given.
         seed: seeds of the weights; the first is that of the order of the rows, too.
         seeds: so many seeds from the first one on; their dictionaries are compared latent by latent.
+        mfr: coefficients that draw dictionaries which differ only in the seed towards one another; 0 leaves them alone.
+        bag: measure the mean of all seeds of a setting, too, as one dictionary.
+        boost: so many dictionaries one after another, each on what those before left, measured as one, too.
         cases: in YAML only: a list of settings, each laid over the others and crossed by itself.
         rows: rows to train on; `passes` over the data if not given.
         passes: passes over the data.
@@ -110,7 +108,7 @@ def suite(
     """
     base = {
         "site": site, "kind": kind, "latents": latents or (None,), "expansion": expansion, "k": k, "lr": lr or (None,),
-        "normaliser": normaliser, "seed": several_seeds(seed, seeds), "options": options,
+        "normaliser": normaliser, "mfr": mfr, "seed": several_seeds(seed, seeds), "options": options,
     }  # fmt: skip
     common = {
         "model": model, "data": data, "validation": validation, "stream": stream, "tokens": tokens,
@@ -126,19 +124,24 @@ def suite(
         adapted, dict.fromkeys(one.site for one in settings), images, policy, Path(out),
         dtype=dtype, stream=stream, image_batch=image_batch, workers=workers,
     )  # fmt: skip
-    budget = rows or round(passes * site_rows.n_rows)
     config = TrainConfig(
-        tokens=budget,
+        tokens=rows or round(passes * site_rows.n_rows),
         batch=batch,
         precision=precision,
         device=place,
         checkpoint_every=checkpoint_every,
         stat_rows=min(65_536, site_rows.n_rows),  # one pass tells all that there is
     )
-    jobs = plan(settings, site_rows, config, common, Path(out))
-    failed = train_all(jobs, adapted, site_rows, seed[0], Path(out))
-    report = measure_all([job for job in jobs if job.name not in failed], adapted, site_rows, images, validation)
-    found = SuiteReport(Path(out), *report, failed=failed)
+    work = Work(adapted, site_rows, plain(common), Path(out), order=seed[0])
+    jobs = work.plan(settings, config)
+    if bag or boost > 1:
+        check_ensembles(jobs)
+    failed = work.train(jobs, stages=boost)
+    done = [job for job in jobs if job.name not in failed]
+    entries = [work.entry(job) for job in done]
+    entries += work.bags(done) if bag else []
+    entries += work.boosts(done, boost) if boost > 1 else []
+    found = SuiteReport(Path(out), *work.measure(entries, images, validation), failed=failed)
     found.write()
     return found
 
@@ -154,118 +157,3 @@ def several_seeds(seed: Sequence[int], seeds: int) -> list[int]:
             f"name the seeds, or one and how many (seeds, at least 1); got seed {list(seed)}, seeds {seeds}"
         )
     return list(seed) if seeds == 1 else [seed[0] + i for i in range(seeds)]
-
-
-@dataclass(frozen=True)
-class Job:
-    """A member of the suite and where it lies.
-
-    Attributes:
-        name: of its folder.
-        setting: what it is.
-        run: its folder.
-        config: its settings.
-        meta: what makes the rows of its site.
-    """
-
-    name: str
-    setting: Setting
-    run: Run
-    config: TrainConfig
-    meta: StoreMeta
-
-    def sae(self) -> Dictionary:
-        """The dictionary, empty."""
-        one, d = self.setting, self.meta.d
-        return make_sae(one.kind, d, one.width(d), normaliser=one.normaliser, **one.chosen())
-
-    @property
-    def finished(self) -> bool:
-        """Whether its dictionary lies there already."""
-        return finished(self.run, self.meta, self.config)
-
-
-def plan(
-    settings: Sequence[Setting], rows: SiteRows, config: TrainConfig, common: dict[str, Any], out: Path
-) -> list[Job]:
-    """A folder with its options for each setting.
-
-    Raises:
-        ValueError: if a folder holds a run with other options, each named; for two settings of one name.
-    """
-    jobs: dict[str, Job] = {}
-    for setting in settings:
-        meta = rows.metas[setting.site]
-        name = setting.name(meta.d)
-        if name in jobs:
-            raise ValueError(f"two settings of the sweep come to the same dictionary, {name}: name one of them")
-        told = asdict(setting) | {"latents": setting.width(meta.d), "options": setting.options}
-        run = begin(out / name, plain(common | told))
-        settled = replace(config, lr=setting.lr, seed=setting.seed)
-        jobs[name] = Job(name, setting, run, settled, meta)
-    for job in jobs.values():
-        job.sae()  # what no dictionary can have is refused before anything runs
-    return list(jobs.values())
-
-
-def train_all(jobs: Sequence[Job], adapted: AdaptedModel, rows: SiteRows, order: int, out: Path) -> dict[str, str]:
-    """Trains what is not there yet; returns why members failed, by name."""
-    todo = [job for job in jobs if not job.finished]
-    announce(estimate(todo, len(jobs)))
-    if not todo:
-        return {}
-    members = [Member(job.name, job.sae(), job.config, job.setting.site) for job in todo]
-    result = Suite(members, out).fit(rows.loaders(todo[0].config.batch, order), resume=True)
-    for job, member in zip(todo, members, strict=True):
-        if job.name in result.results:
-            card = describe(adapted, rows.sources[job.setting.site], job.config, result.results[job.name])
-            save_sae(member.sae, job.run.folder, card)
-    return result.failed
-
-
-def measure_all(
-    jobs: Sequence[Job], adapted: AdaptedModel, rows: SiteRows, images: ImageData, validation: str | None
-) -> tuple[list[Row], int, str]:
-    """Measures every dictionary in one pass over held-out images, and writes it into the cards.
-
-    Returns:
-        Rows of the comparison, tokens measured at a site, name of the images.
-    """
-    held_out = held_out_images(images, validation)
-    saes = {job.name: load_sae(job.run.folder, model=adapted, device=job.config.device) for job in jobs}
-    evaluations = {name: Evaluation(sae) for name, sae in saes.items()}
-    for parts in rows.held_out(held_out):
-        for job in jobs:
-            if job.setting.site in parts:
-                evaluations[job.name].add(parts[job.setting.site])
-    measured = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
-    for job in jobs:
-        told = plain(measured[job.name].to_dict()) | {"data": held_out.name, "held_out": held_out is not images}
-        save_sae(saes[job.name], job.run.folder, job.run.card.updated(metrics=told))
-    found = compare({job.name: job.setting for job in jobs}, saes, measured)
-    return found, next(iter(measured.values())).n, held_out.name
-
-
-def estimate(todo: Sequence[Job], members: int) -> str:
-    """What a suite will cost, in words; time from a few steps of every kind and width."""
-    if not todo:
-        return f"suite: all {members} dictionaries are there already"
-    config = todo[0].config
-    costs: dict[tuple[str, int, int], TrainingEstimate] = {}
-    memory, seconds, cells = 0, 0.0, 0
-    for job in todo:
-        one, d = job.setting, job.meta.d
-        key = one.kind, d, one.width(d)
-        if key not in costs:
-            costs[key] = training_estimate(*key, one.chosen(), config.tokens or 0, config.batch, config.device)
-        cells += config.batch * one.width(d)
-        memory += costs[key].memory - 2 * config.batch * one.width(d)
-        seconds += costs[key].seconds or 0.0
-    memory += 2 * min(cells, CELLS)  # pre-activations, of one product at a time
-    steps = next(iter(costs.values())).steps
-    checkpoints = sum(config.keep * 12 * 2 * job.meta.d * job.setting.width(job.meta.d) for job in todo)
-    return (
-        f"suite: {len(todo)} of {members} dictionaries to train, {len(costs)} shapes, at "
-        f"{len({job.setting.site for job in todo})} sites: {steps:,} steps on {config.tokens or 0:,} rows; "
-        f"{human(memory)} of memory, {human(checkpoints)} on disk for checkpoints, about {duration(seconds)}"
-    )

@@ -21,12 +21,32 @@ JSON, PICTURE = "suite.json", "suite.png"
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A dictionary to be measured.
+
+    Attributes:
+        name: of its folder, from the suite's.
+        setting: what it is; of an ensemble, what its first member is.
+        sae: the dictionary.
+        folder: where it lies.
+        label: `bag of 2` or the like for an ensemble.
+    """
+
+    name: str
+    setting: Setting
+    sae: Dictionary
+    folder: Path
+    label: str = ""
+
+
+@dataclass(frozen=True)
 class Row:
     """A setting and what its dictionaries have in common, means over their seeds.
 
     Attributes:
         setting: with the seed left out of account.
         members: names of their folders.
+        label: `bag of 2` or the like for ensembles.
         l0: codes per token, held out.
         fvu: fraction of variance unexplained, held out.
         fvu_range: smallest and largest.
@@ -42,6 +62,7 @@ class Row:
 
     setting: Setting
     members: list[str]
+    label: str
     l0: float
     fvu: float
     fvu_range: tuple[float, float]
@@ -52,6 +73,11 @@ class Row:
     mmcs: float | None = None
     mmcs_alive: float | None = None
     chance: float | None = None
+
+    @property
+    def kind(self) -> str:
+        """Kind of dictionary, and what was made of it."""
+        return f"{self.setting.kind}, {self.label}" if self.label else self.setting.kind
 
 
 @dataclass(frozen=True)
@@ -76,7 +102,7 @@ class SuiteReport:
         head, cells = _table(self.rows)
         members = sum(len(row.members) for row in self.rows)
         lines = [
-            f"{members} dictionaries, {len(self.rows)} settings; measured on {self.n:,} tokens of {self.data}",
+            f"{members} dictionaries in {len(self.rows)} rows; measured on {self.n:,} tokens of {self.data}",
             "",
             text_table(head, cells),
             "",
@@ -103,32 +129,25 @@ class SuiteReport:
         os.replace(partial, self.folder / PICTURE)
 
 
-def compare(
-    settings: Mapping[str, Setting], saes: Mapping[str, Dictionary], measured: Mapping[str, Metrics]
-) -> list[Row]:
-    """Rows from the members of a suite.
-
-    Args:
-        settings: by member.
-        saes: by member.
-        measured: by member, on held-out tokens.
-    """
-    groups: dict[str, list[str]] = {}
-    for name in saes:
-        groups.setdefault(repr(settings[name].without_seed()), []).append(name)
+def compare(entries: Sequence[Entry], measured: Mapping[str, Metrics]) -> list[Row]:
+    """Rows from dictionaries and what was measured of each on held-out tokens, by name."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(repr((entry.setting.without_seed(), entry.label)), []).append(entry)
     rows = []
-    for names in groups.values():
-        metrics = [measured[name] for name in names]
+    for group in groups.values():
+        metrics = [measured[entry.name] for entry in group]
         fvu = [one.fvu for one in metrics]
         rows.append(
             Row(
-                settings[names[0]].without_seed(),
-                names,
+                group[0].setting.without_seed(),
+                [entry.name for entry in group],
+                group[0].label,
                 l0=_mean([one.l0 for one in metrics]),
                 fvu=_mean(fvu),
                 fvu_range=(min(fvu), max(fvu)),
                 dead=_mean([one.dead for one in metrics]),
-                **_stability([saes[name] for name in names], [one.density for one in metrics]),
+                **_stability([entry.sae for entry in group], [one.density for one in metrics]),
             )
         )
     return _mark(rows)
@@ -158,11 +177,12 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
     """Heads and cells; settings that are the same everywhere have no column, except the kind."""
     told: dict[str, list[Any]] = {
         "site": [row.setting.site for row in rows],
-        "kind": [row.setting.kind for row in rows],
+        "kind": [row.kind for row in rows],
         "latents": [row.setting.latents or f"{row.setting.expansion:g} d" for row in rows],
         "k": [row.setting.k for row in rows],
         "lr": [row.setting.lr for row in rows],
         "normaliser": [row.setting.normaliser for row in rows],
+        "mfr": [row.setting.mfr or None for row in rows],
         "options": [", ".join(f"{k}={v}" for k, v in row.setting.options.items()) or None for row in rows],
     }
     columns = {key: cells for key, cells in told.items() if key == "kind" or len({str(cell) for cell in cells}) > 1}
@@ -185,13 +205,14 @@ def points(rows: Sequence[Row]) -> list[Point]:
             "latents": row.setting.latents or f"{row.setting.expansion:g} d",
             "lr": row.setting.lr,
             "normaliser": row.setting.normaliser,
+            "mfr": row.setting.mfr,
         }
         for row in rows
     ]
     crossed = [key for key in told[0] if len({str(one[key]) for one in told}) > 1]
     return [
         Point(
-            line=", ".join([row.setting.kind, *(f"{key} {one[key]}" for key in crossed)]),
+            line=", ".join([row.kind, *(f"{key} {one[key]}" for key in crossed)]),
             panel=row.setting.site,
             l0=row.l0,
             fvu=row.fvu,

@@ -21,6 +21,7 @@ class Setting:
         k: codes per token; None for kinds that have no such number.
         lr: peak learning rate; None takes the rule of width and budget.
         normaliser: of the inputs.
+        mfr: coefficient that draws it towards the same with other seeds, see `TrainConfig.mfr`.
         seed: of the weights.
         options: further options of the kind.
     """
@@ -32,6 +33,7 @@ class Setting:
     k: float | None = None
     lr: float | None = None
     normaliser: str = "scale"
+    mfr: float = 0.0
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -48,6 +50,7 @@ class Setting:
         parts = [self.site, self.kind, *([] if self.k is None else [f"k{self.k:g}"]), f"f{self.width(d)}"]
         parts += [] if self.lr is None else [f"lr{self.lr:g}"]
         parts += [] if self.normaliser == "scale" else [self.normaliser]
+        parts += [f"mfr{self.mfr:g}"] if self.mfr else []
         parts += [f"{key}{_text(value)}" for key, value in sorted(self.options.items())]
         return "-".join([*parts, f"s{self.seed}"])
 
