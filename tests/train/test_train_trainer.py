@@ -6,6 +6,7 @@ from itertools import islice
 import pytest
 import torch
 
+from visae.ops import fast_precision, make_ops
 from visae.sae import Rows, kind_options, kinds, make_sae
 from visae.train import Feed, LoaderEnded, Planted, PlantedConfig, TrainConfig, Trainer, default_lr, schedule
 
@@ -34,7 +35,8 @@ def test_the_loss_falls_and_every_logged_quantity_is_there(kind, tmp_path):
     steps = [line for line in result.history if "loss" in line]
     assert steps[-1]["fvu"] < 0.7 * steps[0]["fvu"]
     assert [line["step"] for line in steps] == list(range(10, 201, 10))
-    assert {"samples", "loss", "recon", "fvu", "l0", "dead", "lr", "rows_per_second"} <= set(steps[0])
+    assert {"samples", "loss", "recon", "fvu", "l0", "dead", "lr", "rows_per_second", "kernels"} <= set(steps[0])
+    assert steps[0]["kernels"] == f"{make_ops().name} {fast_precision()}"
     assert steps[-1]["samples"] == 200 * 64 == result.samples
     terms = ["recon", *(penalty.name for penalty in trainer.sae.penalties)]
     assert steps[-1]["loss"] == pytest.approx(sum(steps[-1].get(term, 0) for term in terms), rel=1e-5)

@@ -40,9 +40,10 @@ class Recorder:
         steps: of the whole run, for the progress bar.
         progress: whether to show one.
         accelerator: for the main process and the trackers.
+        kernels: which are in use, for the bar.
     """
 
-    def __init__(self, folder: Path | None, start: int, steps: int, progress: bool, accelerator: Any):
+    def __init__(self, folder: Path | None, start: int, steps: int, progress: bool, accelerator: Any, kernels: str):
         from tqdm.auto import tqdm
 
         self.accelerator, self.history = accelerator, []  # type: ignore[var-annotated]
@@ -56,7 +57,7 @@ class Recorder:
             total=steps,
             initial=start,
             unit="step",
-            desc="train",
+            desc=f"train [{kernels}]",
             disable=not (progress and self._main),
             dynamic_ncols=True,
         )

@@ -143,6 +143,11 @@ class Trainer:
         self.lr = self.config.lr or default_lr(self.sae.n_latents, self.steps)
 
     @property
+    def kernels(self) -> str:
+        """Tier of kernels and precision of the encoder's product, for the log."""
+        return f"{self.ops.name} {self.precision}"
+
+    @property
     def dead_window(self) -> int:
         """Samples without firing after which a latent counts as dead."""
         budget = self.steps * self.rows_per_step
@@ -203,7 +208,7 @@ class Trainer:
         if self._log_with:
             settings = self.config.to_dict() | {"betas": str(self.config.betas)}
             self.accelerator.init_trackers("visae", config=settings)
-        with Recorder(self.out, self.step, self.steps, self.progress, self.accelerator) as recorder:
+        with Recorder(self.out, self.step, self.steps, self.progress, self.accelerator, self.kernels) as recorder:
             self.history = recorder.history
             yield
             while self.step < self.steps and not self.stopped:
@@ -337,7 +342,8 @@ class Trainer:
             }
             stacked = torch.stack([v.detach().double() for v in values.values()])
             stacked = group.mean(stacked)
-        return {"samples": self.samples, **dict(zip(values, stacked.tolist(), strict=True)), "lr": lr}
+        numbers = dict(zip(values, stacked.tolist(), strict=True))
+        return {"samples": self.samples, **numbers, "lr": lr, "kernels": self.kernels}
 
     def _check_loss(self, losses: Losses) -> None:
         values = {name: float(term.detach()) for name, term in losses.terms.items()}
