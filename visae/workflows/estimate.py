@@ -10,12 +10,16 @@ import torch
 from visae import store
 from visae.data import load_data
 from visae.model import load_model
-from visae.sae import kind_options, make_sae
+from visae.sae import Dictionary, Rows, initialise, kind_options, make_sae
+from visae.sae.side import SIDE
 from visae.store.errors import human
 from visae.store.estimate import duration
 from visae.tokens import TokenPolicy
 from visae.train import TrainConfig, Trainer
 from visae.workflows.run import pick_device
+
+PROBE = {False: 4 * 10**9, True: 10**12}
+"""Operations of the encoder's product in a timed step, off and on a GPU: some 50 ms where a GPU is not at hand."""
 
 
 @dataclass(frozen=True)
@@ -111,28 +115,61 @@ def estimate(
 def training_estimate(
     kind: str, d: int, n_latents: int, options: dict[str, Any], rows: int, batch: int, device: str, timed: bool = True
 ) -> TrainingEstimate:
-    """Memory from the shapes; time from a few steps on noise."""
+    """Memory from the shapes; time from a few steps on noise, which take seconds at any size."""
     steps = max(1, -(-rows // batch))
-    parameters = 2 * n_latents * d + n_latents + d
-    # float32 weights and two moments, the encoder's bfloat16 copy, pre-activations and a few copies of the batch
-    memory = 12 * parameters + 2 * n_latents * d + 2 * batch * n_latents + 16 * batch * d
-    seconds = _step_seconds(kind, d, n_latents, options, batch, device) * steps if timed else None
+    sae = make_sae(kind, d, n_latents, **options)
+    parameters = sum(parameter.numel() for parameter in sae.parameters())
+    # float32 weights and two moments, bfloat16 copies, a few copies of the batch
+    memory = 14 * parameters + 16 * batch * d
+    # pre-activations: in bfloat16 where the kernels pick codes, else in float32 with codes, masks and gradients
+    memory += (2 if sae.encoder.linear and sae.train().activation.rule() is not None else 24) * batch * n_latents
+    seconds = step_seconds(sae, batch, device) * steps if timed else None
     return TrainingEstimate(n_latents, rows, steps, memory, seconds)
 
 
-def _step_seconds(kind: str, d: int, n_latents: int, options: dict[str, Any], batch: int, device: str) -> float:
-    """Median duration of a training step after warm-up."""
-    sae = make_sae(kind, d, n_latents, **options)
-    stamps: list[float] = []
+def step_seconds(sae: Dictionary, batch: int, device: str) -> float:
+    """Duration of a training step, from small batches where a step would take long.
 
-    class Clocked(list[torch.Tensor]):
-        def __iter__(self):  # type: ignore[no-untyped-def]
-            for rows in super().__iter__():
-                stamps.append(time.perf_counter())
-                yield rows
+    A step costs something per row (products, selection) and something per weight (the update), so two small batches
+    tell what a large one takes.
 
-    noise = Clocked(torch.randn(batch, d, generator=torch.Generator().manual_seed(i)) for i in range(2))
-    config = TrainConfig(steps=6, batch=batch, stat_rows=min(batch, 4096), calibration_rows=1, device=device)
-    Trainer(sae, config, progress=False).fit(noise)
-    gaps = sorted(b - a for a, b in zip(stamps[-6:], stamps[-5:], strict=False))
-    return gaps[len(gaps) // 2]
+    Args:
+        sae: an empty dictionary; its weights are spent.
+        batch: rows per step.
+        device: where.
+    """
+    small = max(64, PROBE[torch.device(device).type == "cuda"] // (2 * sae.n_latents * sae.d))
+    trainer = Trainer(sae, TrainConfig(steps=1000, batch=batch, device=device), progress=False)
+    noise = _noise(sae, min(batch, 2 * small), trainer.device)
+    with trainer.randomness:
+        initialise(trainer.sae, noise[:4096])
+        if batch <= 2 * small:
+            return _seconds(trainer, noise)
+        less, more = _seconds(trainer, noise[:small]), _seconds(trainer, noise)
+    return max(more, less + (more - less) * (batch - small) / small)
+
+
+def _noise(sae: Dictionary, n: int, device: torch.device) -> torch.Tensor | Rows:
+    """Tokens of noise, with side information of the right shapes where the kind asks for it."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(wide: bool) -> torch.Tensor:
+        return torch.rand((n, sae.d) if wide else (n,), generator=generator).to(device)
+
+    x = torch.randn(n, sae.d, generator=generator).to(device)
+    return Rows(x, {name: draw(SIDE[name][0]) for name in sae.needs}) if sae.needs else x
+
+
+def _seconds(trainer: Trainer, x: torch.Tensor | Rows) -> float:
+    """The quickest of three steps after one to warm up."""
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        losses = trainer.grade(x)
+        trainer.update()
+        trainer.sae.activation.observe(losses.codes)
+        trainer.sae.count(losses.codes)
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize(trainer.device)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
