@@ -26,6 +26,7 @@ COMMANDS = {
     "estimate": "visae.workflows.estimate:estimate",
     "extract": "visae.workflows.extract:extract",
     "train": "visae.workflows.train:train",
+    "specialise": "visae.workflows.specialise:specialise",
     "suite": "visae.workflows.suite:suite",
     "heatmap": "visae.workflows.heatmap:heatmap",
     "report": "visae.workflows.report:report",

@@ -35,7 +35,7 @@ class TrainConfig:
             weights and the statistics of the inputs that the dictionary has (fine-tuning).
         centre: reconstructions start from the `mean` of the data or from their geometric `median`.
         start_k: codes per token at the first step, for kinds with k; they move to k over the first `anneal` steps.
-            More codes at first leave fewer latents dead. None keeps k throughout.
+            With more codes at first, more latents get gradients. None keeps k throughout.
         anneal: share of the steps over which k moves.
         anneal_shape: `linear`, or `exponential` (by a constant factor per step).
         sparsity_warmup: share of the steps over which penalties on the size or number of codes rise from 0; None

@@ -51,21 +51,21 @@ def specialise(
     Raises:
         ValueError: see `Trainer.fit`; for a dictionary without weights.
     """
-    special = deepcopy(sae)
-    lr = config.lr or SHARE * default_lr(sae.n_latents, config.total_steps())
-    trainer = Trainer(special, replace(config, start="given", lr=lr), out, progress=progress, log_with=log_with)
+    special, config = deepcopy(sae), fine_tuning(config, sae.n_latents)
+    trainer = Trainer(special, config, out, progress=progress, log_with=log_with)
     result = trainer.fit(loader, validation, resume=resume)
     if sae.card is not None:
-        special.card = sae.card.updated(metrics={}, training=specialised_from(sae.card) | described(trainer, result))
+        training = {"config": config.to_dict(), **specialised_from(sae.card)}
+        training |= {"steps": result.steps, "samples": result.samples, "warnings": result.warnings}
+        special.card = sae.card.updated(metrics={}, training=training)
     return special, result
+
+
+def fine_tuning(config: TrainConfig, n_latents: int) -> TrainConfig:
+    """The settings with the weights that are given, and a learning rate for them where none is set."""
+    return replace(config, start="given", lr=config.lr or SHARE * default_lr(n_latents, config.total_steps()))
 
 
 def specialised_from(card: Card) -> dict[str, Any]:
     """What the card of a specialised dictionary says of the general one: its weights, data and training."""
     return {"specialised_from": {"weights": card.weights, "data": card.data, "training": card.training}}
-
-
-def described(trainer: Trainer, result: TrainResult) -> dict[str, Any]:
-    """What a card says of a run: settings, steps, samples, warnings."""
-    settings = trainer.config.to_dict()
-    return {"config": settings, "steps": result.steps, "samples": result.samples, "warnings": result.warnings}

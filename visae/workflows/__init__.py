@@ -5,9 +5,14 @@ from visae.workflows.estimate import estimate
 from visae.workflows.extract import extract
 from visae.workflows.heatmap import heatmap
 from visae.workflows.listing import kinds, models, sites
+from visae.workflows.options import Schemes
 from visae.workflows.report import report
 from visae.workflows.run import Run
+from visae.workflows.specialise import specialise
 from visae.workflows.suite import suite
 from visae.workflows.train import train
 
-__all__ = ["Run", "demo", "estimate", "extract", "heatmap", "kinds", "models", "report", "sites", "suite", "train"]
+__all__ = [
+    "Run", "Schemes", "demo", "estimate", "extract", "heatmap", "kinds", "models", "report", "sites", "specialise",
+    "suite", "train",
+]  # fmt: skip

@@ -1,8 +1,10 @@
 """What a training run will cost in rows, disk, memory and time, before anything runs."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -10,12 +12,13 @@ import torch
 from visae import store
 from visae.data import load_data
 from visae.model import load_model
-from visae.sae import Dictionary, Rows, initialise, kind_options, make_sae
+from visae.sae import Dictionary, Rows, initialise, make_sae
 from visae.sae.side import SIDE
 from visae.store.errors import human
 from visae.store.estimate import duration
 from visae.tokens import TokenPolicy
 from visae.train import TrainConfig, Trainer
+from visae.workflows.options import kind_choices
 from visae.workflows.run import pick_device
 
 PROBE = {False: 4 * 10**9, True: 10**12}
@@ -31,18 +34,20 @@ class TrainingEstimate:
         rows: rows to train on.
         steps: optimiser steps.
         memory: bytes of weights, moments and working copies of a step.
-        seconds: of all steps, from a few timed ones; None if they were not timed.
+        seconds: of all steps, from a few timed ones.
     """
 
     n_latents: int
     rows: int
     steps: int
     memory: int
-    seconds: float | None
+    seconds: float
 
     def __str__(self) -> str:
-        text = f"{self.steps:,} steps on {self.rows:,} rows, {self.n_latents:,} latents: {human(self.memory)} of memory"
-        return text if self.seconds is None else f"{text}; about {duration(self.seconds)}"
+        return (
+            f"{self.steps:,} steps on {self.rows:,} rows, {self.n_latents:,} latents: {human(self.memory)} of memory; "
+            f"about {duration(self.seconds)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ def estimate(
     kind: str = "topk",
     latents: int | None = None,
     expansion: float = 8,
-    k: int = 32,
+    k: float = 32,
+    options: dict[str, float | str] = {},  # noqa: B006 (read only)
     rows: int | None = None,
     passes: float = 8,
     batch: int = 4096,
@@ -93,6 +99,7 @@ def estimate(
         latents: width of the dictionary; `expansion` times the token's length if not given.
         expansion: width as a multiple of the token's length.
         k: codes per token, for kinds that have it.
+        options: further options of the kind, see `visae train --help`.
         rows: rows to train on; `passes` over the data if not given.
         passes: passes over the data.
         batch: rows per step.
@@ -108,26 +115,40 @@ def estimate(
     first = store.estimate(adapted, site, images, out, policy=policy, dtype=dtype, batch=image_batch)
     budget = rows or round(passes * first.rows)
     width = latents or round(expansion * first.d)
-    options = {"k": k} if "k" in kind_options(kind) else {}
-    return Costs(first, training_estimate(kind, first.d, width, options, budget, batch, pick_device(device)))
+    chosen = kind_choices(kind, k, options)
+    return Costs(first, training_estimate(kind, first.d, width, chosen, budget, batch, pick_device(device)))
 
 
 def training_estimate(
-    kind: str, d: int, n_latents: int, options: dict[str, Any], rows: int, batch: int, device: str, timed: bool = True
+    kind: str,
+    d: int,
+    n_latents: int,
+    options: Mapping[str, Any],
+    rows: int,
+    batch: int,
+    device: str,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    processes: int = 1,
 ) -> TrainingEstimate:
-    """Memory from the shapes; time from a few steps on noise, which take seconds at any size."""
-    steps = max(1, -(-rows // batch))
+    """Memory from the shapes; time from a few steps on noise, which take seconds at any size.
+
+    Of several processes, each on `batch` rows per step, all must ask at once: their steps wait for one another.
+
+    Raises:
+        ValueError: for options or settings (of `TrainConfig`) that the kind cannot have: nothing was computed yet.
+    """
+    steps = max(1, -(-rows // (batch * processes)))
     sae = make_sae(kind, d, n_latents, **options)
     parameters = sum(parameter.numel() for parameter in sae.parameters())
     # float32 weights and two moments, bfloat16 copies, a few copies of the batch
     memory = 14 * parameters + 16 * batch * d
     # pre-activations: in bfloat16 where the kernels pick codes, else in float32 with codes, masks and gradients
     memory += (2 if sae.encoder.linear and sae.train().activation.rule() is not None else 24) * batch * n_latents
-    seconds = step_seconds(sae, batch, device) * steps if timed else None
+    seconds = steps * step_seconds(sae, batch, device, settings)
     return TrainingEstimate(n_latents, rows, steps, memory, seconds)
 
 
-def step_seconds(sae: Dictionary, batch: int, device: str) -> float:
+def step_seconds(sae: Dictionary, batch: int, device: str, settings: Mapping[str, Any] = MappingProxyType({})) -> float:
     """Duration of a training step, from small batches where a step would take long.
 
     A step costs something per row (products, selection) and something per weight (the update), so two small batches
@@ -137,9 +158,10 @@ def step_seconds(sae: Dictionary, batch: int, device: str) -> float:
         sae: an empty dictionary; its weights are spent.
         batch: rows per step.
         device: where.
+        settings: of `TrainConfig`.
     """
     small = max(64, PROBE[torch.device(device).type == "cuda"] // (2 * sae.n_latents * sae.d))
-    trainer = Trainer(sae, TrainConfig(steps=1000, batch=batch, device=device), progress=False)
+    trainer = Trainer(sae, TrainConfig(steps=1000, batch=batch, device=device, **settings), progress=False)
     noise = _noise(sae, min(batch, 2 * small), trainer.device)
     with trainer.randomness:
         initialise(trainer.sae, noise[:4096])

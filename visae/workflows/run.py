@@ -9,6 +9,7 @@ from visae.data import load_data
 from visae.data.sample import ImageData
 from visae.model import AdaptedModel, load_model
 from visae.sae import Card, Dictionary, load_card, load_sae
+from visae.sae.files import CARD
 
 CONFIG = "run.json"
 
@@ -40,6 +41,11 @@ class Run:
         load_card(path)
         file = path / CONFIG
         return cls(path, json.loads(file.read_text(encoding="utf8")) if file.is_file() else {})
+
+    @property
+    def done(self) -> bool:
+        """Whether a dictionary lies in the folder."""
+        return (self.folder / CARD).is_file()
 
     @property
     def card(self) -> Card:

@@ -12,7 +12,7 @@ from visae.store import ActivationSource, StoreMeta, WideStream
 from visae.store.store import Chunk
 from visae.tokens import TokenPolicy
 from visae.train import split_columns
-from visae.workflows.train import open_source
+from visae.workflows.prepare import open_source
 
 
 class SiteRows:

@@ -9,12 +9,12 @@ from visae.data import load_data
 from visae.model import load_model
 from visae.tokens import TokenPolicy
 from visae.train import TrainConfig
+from visae.workflows.prepare import plain
 from visae.workflows.run import pick_device
 from visae.workflows.site_rows import SiteRows
 from visae.workflows.suite_report import SuiteReport
 from visae.workflows.suite_work import Work, check_ensembles
 from visae.workflows.sweep import expand
-from visae.workflows.train import plain
 
 
 def suite(

@@ -17,11 +17,12 @@ from visae.train import Member, Suite, TrainConfig
 from visae.train.stacking import CELLS
 from visae.workflows.estimate import TrainingEstimate, training_estimate
 from visae.workflows.extract import announce
+from visae.workflows.held_out import held_out_images, judged
+from visae.workflows.prepare import begin, describe, finished, plain
 from visae.workflows.run import Run
 from visae.workflows.site_rows import SiteRows
 from visae.workflows.suite_report import Entry, Row, compare
 from visae.workflows.sweep import Setting
-from visae.workflows.train import begin, describe, finished, held_out_images, plain
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class Work:
         measured = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
         for entry in entries:
             told = plain(measured[entry.name].to_dict()) | {"data": held_out.name, "held_out": held_out is not images}
-            save_sae(entry.sae, entry.folder, Run(entry.folder, {}).card.updated(metrics=told))
+            save_sae(entry.sae, entry.folder, judged(Run(entry.folder, {}).card, told, entry.folder))
         return compare(entries, measured), next(iter(measured.values())).n, held_out.name
 
 
@@ -215,7 +216,7 @@ def estimate(todo: Sequence[Job], members: int) -> str:
             costs[key] = training_estimate(*key, one.chosen(), config.tokens or 0, config.batch, config.device)
         cells += config.batch * one.width(d)
         memory += costs[key].memory - 2 * config.batch * one.width(d)
-        seconds += costs[key].seconds or 0.0
+        seconds += costs[key].seconds
     memory += 2 * min(cells, CELLS)  # pre-activations, of one product at a time
     steps = next(iter(costs.values())).steps
     checkpoints = sum(config.keep * 12 * 2 * job.meta.d * job.setting.width(job.meta.d) for job in todo)

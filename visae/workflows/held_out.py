@@ -1,0 +1,76 @@
+"""What comes after training, and beside it: held-out images, metrics on them, and what these warn of."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from visae.data import load_data
+from visae.data.sample import ImageData
+from visae.evaluate import evaluate_sae
+from visae.evaluate.core import ENOUGH
+from visae.model import AdaptedModel
+from visae.sae import Card, save_sae
+from visae.store.stream import Stream
+from visae.tokens import TokenPolicy
+from visae.train.trouble import LOG, judge
+from visae.workflows.prepare import plain
+from visae.workflows.run import Run, other_split
+
+ROWS = 16_384
+"""Held-out rows that a run looks at while training."""
+
+
+def held_out_images(images: ImageData, given: str | None) -> ImageData:
+    """Images to measure on: what the user names, a world's validation split, else the training images."""
+    if given is not None:
+        return load_data(given)
+    return load_data(other_split(images.name, "validation")) if images.name.startswith("world:train") else images
+
+
+def measure(
+    run: Run, adapted: AdaptedModel, images: ImageData, validation: str | None, image_batch: int, workers: int
+) -> dict[str, Any]:
+    """Metrics on held-out images, kept in the card."""
+    card = run.card
+    if card.metrics:
+        return card.metrics
+    held_out, policy = held_out_images(images, validation), TokenPolicy.from_dict(card.policy)
+    source = Stream(adapted, card.site["name"], held_out, policy, dtype="float32", batch=image_batch, workers=workers)
+    sae = run.sae(adapted)
+    metrics = plain(evaluate_sae(sae, source.chunks()).to_dict()) | {
+        "data": held_out.name,
+        "held_out": held_out is not images,
+    }
+    save_sae(sae, run.folder, judged(card, metrics, run.folder))
+    return metrics
+
+
+def judged(card: Card, metrics: dict[str, Any], where: Path) -> Card:
+    """A card with its metrics, and with the warnings that they give rise to, which are logged as well.
+
+    Args:
+        card: of the dictionary.
+        metrics: on held-out tokens.
+        where: the dictionary's folder.
+    """
+    dead = metrics["dead"] if metrics["n"] >= ENOUGH else 0.0  # with fewer tokens, silence does not mean death
+    found = judge(card.d, "held-out", dead=dead, dense=metrics["dense"], l0=metrics["l0"])
+    for notice in found:
+        LOG.warning("%s: %s", where, notice)
+    earlier = [warning for warning in card.training.get("warnings", []) if warning["stage"] != "held-out"]
+    warnings = [*earlier, *(notice.to_dict() for notice in found)]
+    return card.updated(metrics=metrics, training={**card.training, "warnings": warnings})
+
+
+def held_out_rows(
+    adapted: AdaptedModel, site: str, images: ImageData, policy: TokenPolicy, image_batch: int, workers: int
+) -> list[torch.Tensor]:
+    """The first rows of held-out images, in float32, to look at while training."""
+    source = Stream(adapted, site, images, policy, dtype="float32", batch=image_batch, workers=workers)
+    batches: list[torch.Tensor] = []
+    for chunk in source.chunks(ROWS // 4):
+        batches.append(chunk.rows)
+        if sum(len(batch) for batch in batches) >= ROWS:
+            break
+    return batches

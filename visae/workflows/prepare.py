@@ -1,0 +1,131 @@
+"""What comes before training: the folder of a run, the rows to train on, whether there is anything left to do."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from visae import store
+from visae.data.sample import ImageData
+from visae.model import AdaptedModel
+from visae.sae import Card, load_sae
+from visae.store import ActivationSource
+from visae.store.estimate import duration
+from visae.tokens import TokenPolicy
+from visae.train import TrainConfig, TrainResult
+from visae.workflows.extract import announce
+from visae.workflows.run import CONFIG, Run
+
+
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    """Options as they come back from JSON."""
+    return json.loads(json.dumps(config, default=str))
+
+
+def begin(out: Path, config: dict[str, Any]) -> Run:
+    """The folder of a new run, or of the same one again.
+
+    Raises:
+        ValueError: if the folder holds a run with other options, each named.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / CONFIG
+    if file.is_file():
+        then = json.loads(file.read_text(encoding="utf8"))
+        if changed := [
+            f"{key}: {then.get(key)!r} then, {value!r} now" for key, value in config.items() if then.get(key) != value
+        ]:
+            raise ValueError(
+                f"{out} holds a run with other options ({'; '.join(changed)}): take another folder, or the same options"
+            )
+    else:
+        partial = file.with_suffix(".tmp")
+        partial.write_text(json.dumps(config, indent=1), encoding="utf8")
+        os.replace(partial, file)
+    return Run(out, config)
+
+
+def rows_ahead(
+    adapted: AdaptedModel, site: str, images: ImageData, policy: TokenPolicy, dtype: str, activations: Path | None
+) -> tuple[int, int]:
+    """Rows in a pass if every image can be read, and their length, before anything is computed."""
+    if activations is not None:
+        found = store.open_store(activations)
+        return found.n_rows, found.d
+    meta = store.StoreMeta.describe(adapted, adapted.site(site), images, policy, dtype)
+    return meta.n_items * meta.tokens_per_item, meta.d
+
+
+def open_source(
+    adapted: AdaptedModel,
+    site: str,
+    images: ImageData,
+    folder: Path,
+    policy: TokenPolicy,
+    dtype: str,
+    activations: Path | None,
+    stream: bool,
+    image_batch: int,
+    workers: int,
+) -> ActivationSource:
+    """Rows to train on: a store that exists, a stream, or a store made now in `folder`.
+
+    Raises:
+        ValueError: if a store of another model or site is named, or a store and a stream at once.
+    """
+    if activations is not None and stream:
+        raise ValueError("give activations (a store) or stream, not both")
+    if activations is not None:
+        found = store.open_store(activations)
+        if (found.meta.model, found.meta.revision) != (adapted.id, adapted.revision) or found.meta.site != adapted.site(
+            site
+        ):
+            raise ValueError(
+                f"{activations} holds {found.meta.model} {found.meta.site.name} (weights {found.meta.revision}), "
+                "asked for "
+                f"{adapted.id} {adapted.site(site).name} (weights {adapted.revision}): name the same model and site"
+            )
+        return found
+    if stream:
+        ahead = store.estimate(adapted, site, images, policy=policy, dtype=dtype, batch=image_batch)
+        announce(f"activations: {ahead.rows:,} rows a pass, streamed in about {duration(ahead.seconds or 0.0)}")
+        return store.Stream(adapted, site, images, policy, dtype=dtype, batch=image_batch, workers=workers)
+    announce(
+        f"activations: {store.estimate(adapted, site, images, folder, policy=policy, dtype=dtype, batch=image_batch)}"
+    )
+    return store.extract(adapted, site, images, folder, policy=policy, dtype=dtype, batch=image_batch, workers=workers)
+
+
+def finished(run: Run, meta: store.StoreMeta, settings: TrainConfig) -> bool:
+    """Whether the folder holds the dictionary of this very run, so that there is nothing left to train."""
+    try:
+        card = run.card
+    except FileNotFoundError:
+        return False
+    same = card.training.get("config") == plain(settings.to_dict()) and card.data.get("hash") == meta.content_hash
+    if not same:
+        raise ValueError(f"{run.folder} holds another dictionary already: take another folder")
+    load_sae(run.folder)
+    return True
+
+
+def describe(adapted: AdaptedModel, source: ActivationSource, settings: TrainConfig, result: TrainResult) -> Card:
+    """The card, but for what the dictionary itself knows and what is measured later."""
+    meta = source.meta
+    return Card(
+        kind="",
+        d=source.d,
+        n_latents=0,
+        model={"id": adapted.id, "revision": adapted.revision},
+        site=meta.site.to_dict(),
+        policy=meta.policy.to_dict(),
+        preprocessing=meta.preprocessing,
+        geometry=meta.geometry,
+        data={"name": meta.data, "fingerprint": meta.fingerprint, "hash": meta.content_hash, "rows": source.n_rows},
+        training={
+            "config": plain(settings.to_dict()),
+            "steps": result.steps,
+            "samples": result.samples,
+            "warnings": result.warnings,
+        },
+    )
