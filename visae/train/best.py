@@ -58,7 +58,7 @@ class Best(Callback):
         state = {name: t.detach() for name, t in trainer.sae.state_dict().items()}
         if trainer.folder is None:
             self._held = {name: t.cpu().clone() for name, t in state.items()}
-        elif trainer.accelerator.is_main_process:
+        elif trainer.processes.main:
             best = checkpoint.Checkpoint(self.step, state, {"val_fvu": self.fvu})
             checkpoint.write(trainer.folder, _name(self.step), best)
 
@@ -81,7 +81,7 @@ class Best(Callback):
         if trainer.folder is None:
             assert self._held is not None
             trainer.sae.load_state_dict(self._held)
-        elif trainer.accelerator.is_main_process:
+        elif trainer.processes.main:
             path = trainer.folder / _name(self.step)
             if not path.is_dir():
                 raise ValueError(f"{path}, the best dictionary of this run, is gone: put it back, or train anew")
