@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -45,6 +46,7 @@ class Recorder:
 
     def __init__(self, folder: Path | None, start: int, steps: int, progress: bool, accelerator: Any, kernels: str):
         from tqdm.auto import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
 
         self.accelerator, self.history = accelerator, []  # type: ignore[var-annotated]
         self._main = accelerator.is_main_process
@@ -61,16 +63,21 @@ class Recorder:
             disable=not (progress and self._main),
             dynamic_ncols=True,
         )
+        # warnings stay off the bar's line
+        quiet: AbstractContextManager[None] = nullcontext()
+        self._logs = quiet if self._bar.disable else logging_redirect_tqdm()
         self._clock, self._rows = time.perf_counter(), 0
         self._shown: dict[str, str] = {}
 
     def __enter__(self) -> "Recorder":
+        self._logs.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
+        self._logs.__exit__(kind, value, trace)
         if self._file is not None:
             self._file.close()
 

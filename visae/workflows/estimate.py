@@ -46,7 +46,7 @@ class TrainingEstimate:
     def __str__(self) -> str:
         return (
             f"{self.steps:,} steps on {self.rows:,} rows, {self.n_latents:,} latents: {human(self.memory)} of memory; "
-            f"about {duration(self.seconds)}"
+            f"about {duration(max(1, self.seconds))}"
         )
 
 
