@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from visae.ops import Dense
+from visae.ops import Dense, Eager, Reference
 from visae.sae import make_sae
-from visae.sae.thresholds import FeatureChoice, JumpReLU
+from visae.sae.thresholds import FeatureChoice, JumpReLU, filled
 
 WIDTH = 0.5
 
@@ -68,3 +68,66 @@ def test_thresholds_stay_positive_and_a_wrong_k_is_refused(tokens):
     for kind in ("jumprelu", "feature_choice"):
         with pytest.raises(ValueError, match="between 1 and n_latents"):
             make_sae(kind, 4, 8, k=9)
+
+
+def test_feature_choice_follows_zipfs_law_and_keeps_k_codes_on_average(tokens):
+    rule_of = FeatureChoice(4, 64, zipf=0.5).train()
+    pre = torch.randn(1000, 64)
+    fires = rule_of.rule().mask(pre).float().mean(0)
+    law = torch.arange(1, 65).double() ** -0.5
+    expected = 4 * law / law.sum()
+    assert torch.allclose(fires.double(), expected, atol=1e-3)
+    assert float(expected.sum()) == pytest.approx(4.0)
+    rule_of.calibrate([torch.randn(4000, 64)])
+    held_out = rule_of.eval().rule().mask(torch.randn(4000, 64)).double().mean(0)
+    assert float(held_out.sum()) == pytest.approx(4.0, rel=0.03)
+    assert torch.allclose(held_out, expected, atol=0.03)
+
+
+def test_shares_above_all_tokens_are_dealt_out():
+    shares = filled(torch.tensor([0.9, 0.05, 0.05], dtype=torch.float64), 2.0)
+    assert shares.tolist() == pytest.approx([1.0, 0.5, 0.5])
+    assert filled(torch.tensor([0.5, 0.5], dtype=torch.float64), 2.0).tolist() == [1.0, 1.0]
+
+
+def test_latents_that_fire_less_often_than_zipfs_law_wants_learn_from_the_error(tokens, started, gradients):
+    sae, x = started("feature_choice", aux=0.5), tokens(200)
+    penalty = sae.penalties[0]
+    order = torch.arange(64)
+    penalty.frequency.copy_(penalty.wanted * 1.5)
+    penalty.frequency[order[-8:]] = 0.0
+    sae.eval()  # the running shares stay
+    for ops in (Eager(), Reference()):
+        found = gradients(sae, x, ops, None, "aux_zipf")
+        moved = found["encoder.weight"].abs().amax(1) > 0
+        assert bool(moved[-8:].any())
+        assert not bool(moved[:-8].any())
+    penalty.frequency.copy_(penalty.wanted)
+    assert "aux_zipf" not in sae.losses(x, Eager()).terms
+    sae.train().losses(x, Eager())
+    codes = sae.losses(x, Eager()).codes
+    assert float(penalty.frequency.sum()) == pytest.approx(4, rel=0.05)
+    assert torch.equal(codes.counts() > 0, codes.fired())
+
+
+def test_a_price_on_each_code_moves_thresholds_alone_and_a_higher_one_leaves_fewer(tokens, started, gradients):
+    sae, x = started("jumprelu", penalty="l0", l0=0.5), tokens(200)
+    for ops in (Eager(), Reference()):
+        found = gradients(sae, x, ops, None, "l0")
+        assert {n for n, g in found.items() if float(g.abs().max()) > 0} == {"activation.threshold"}
+    losses = sae.losses(x, Eager())
+    assert losses.terms["l0"].item() == pytest.approx(0.5 * float(losses.codes.l0()) / 16)
+    assert not sae.activation.calibrates
+    assert sae.activation.k is None
+    with pytest.raises(KeyError, match="penalty"):
+        make_sae("jumprelu", 16, 64, penalty="l7")
+
+
+@pytest.mark.parametrize("name", ["topk", "batch_topk", "jumprelu"])
+def test_archetypal_atoms_take_any_activation(name, tokens, started):
+    sae = started("archetypal", activation=name)
+    losses = sae.losses(tokens(200), Eager(), dead=torch.arange(5))
+    losses.total.backward()
+    assert float(sae.decoder.mixture.grad.abs().max()) > 0
+    with pytest.raises(KeyError, match="activation"):
+        make_sae("archetypal", 16, 64, activation="relu7")

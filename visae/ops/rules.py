@@ -114,21 +114,33 @@ class BatchTopK:
 
 @dataclass(frozen=True)
 class FeatureChoice:
-    """In each column the `share` of the rows with the largest entries: every latent fires equally often."""
+    """In each column the `share` of the rows with the largest entries: latents choose how often they fire.
 
-    share: float
+    Attributes:
+        share: one for all latents, or `[F]`.
+        signed: see `Rule`.
+    """
+
+    share: float | Tensor
     signed: bool = False
 
     def mask(self, pre: Tensor) -> Tensor:
         """See `Rule`."""
         key = pre.abs() if self.signed else pre
-        count = min(max(1, round(self.share * key.shape[0])), key.shape[0])
-        chosen = key.topk(count, dim=0).indices
-        return torch.zeros_like(key, dtype=torch.bool).scatter_(0, chosen, True)
+        counts = per_column(self.share, key.shape[0], key)
+        order = key.argsort(dim=0, descending=True, stable=True)
+        ranks = torch.arange(key.shape[0], device=key.device)[:, None].expand_as(order)
+        return torch.zeros_like(key, dtype=torch.bool).scatter_(0, order, ranks < counts)
 
     def pick(self, pre: Tensor) -> Pattern:
         """See `Rule`."""
         return Pattern.of_mask(self.mask(pre))
+
+
+def per_column(share: float | Tensor, n: int, like: Tensor) -> Tensor:
+    """`[F]` int64: how many of n rows each column keeps, at least one; `like` `[*, F]` gives F and the device."""
+    shares = torch.as_tensor(share, dtype=torch.float64, device=like.device).expand(like.shape[1])
+    return (shares * n).round().long().clamp(1, n)
 
 
 @dataclass(frozen=True)

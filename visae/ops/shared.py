@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from visae.ops.group import Group, share
-from visae.ops.rules import BatchTopK, FeatureChoice, Rule, TopK, largest, top
+from visae.ops.rules import BatchTopK, FeatureChoice, Rule, TopK, largest, per_column, top
 from visae.ops.sparse import Pattern
 
 
@@ -16,18 +16,20 @@ def batch_topk(k: float, signed: bool = False) -> Rule:
     return BatchTopK(k, signed) if now.all.size == 1 else SharedBatchTopK(k, now.all, now.rows.size, signed)
 
 
-def feature_choice(part: float, signed: bool = False) -> Rule:
+def feature_choice(part: float | Tensor, signed: bool = False) -> Rule:
     """`FeatureChoice` over the rows of all processes that share the batch now."""
     rows = share().rows
     return FeatureChoice(part, signed) if rows.size == 1 else SharedFeatureChoice(part, rows, signed)
 
 
-def _last(every: Tensor, count: int) -> Tensor:
-    """The `count`-th largest `[*]` of the values `[processes, m, *]` of all processes."""
+def _last(every: Tensor, count: int | Tensor) -> Tensor:
+    """The `count`-th largest `[*]` of the values `[processes, m, *]` of all processes; one count, or `[*]`."""
+    if isinstance(count, Tensor):
+        return every.flatten(0, 1).sort(dim=0, descending=True).values.gather(0, count[None] - 1)[0]
     return every.flatten(0, 1).topk(count, dim=0, sorted=False).values.amin(0)
 
 
-def _kept(own: Tensor, every: Tensor, last: Tensor, count: int, rank: int) -> Tensor:
+def _kept(own: Tensor, every: Tensor, last: Tensor, count: int | Tensor, rank: int) -> Tensor:
     """Which of this process's candidates are among the `count` largest of all processes.
 
     Of equal values the first processes keep theirs, and of one process's the first along dimension 0.
@@ -102,16 +104,15 @@ class SharedFeatureChoice:
         signed: see `Rule`.
     """
 
-    share: float
+    share: float | Tensor
     group: Group
     signed: bool = False
 
     def mask(self, pre: Tensor) -> Tensor:
         """See `Rule`."""
         key = _key(pre, self.signed)
-        n = key.shape[0] * self.group.size
-        count = min(max(1, round(self.share * n)), n)
-        own, places = key.topk(min(count, key.shape[0]), dim=0)  # no process can keep more
+        count = per_column(self.share, key.shape[0] * self.group.size, key)
+        own, places = key.sort(dim=0, descending=True, stable=True)
         every = self.group.gather(own)
         kept = _kept(own, every, _last(every, count), count, self.group.rank)
         return torch.zeros_like(key, dtype=torch.bool).scatter_(0, places, kept)

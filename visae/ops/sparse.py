@@ -104,8 +104,12 @@ class Ragged:
 
     def fired(self) -> Tensor:
         """`[F]` bool: which latents are not zero somewhere in the batch."""
+        return self.counts() > 0
+
+    def counts(self) -> Tensor:
+        """`[F]` int32: on how many rows each latent is not zero."""
         counts = torch.zeros(self.pattern.n_latents, dtype=torch.int32, device=self.values.device)
-        return counts.index_add_(0, self.pattern.columns, (self.values != 0).int()) > 0
+        return counts.index_add_(0, self.pattern.columns, (self.values != 0).int())
 
     def l0(self) -> Tensor:
         """Mean number of non-zero codes per row, a scalar."""
@@ -182,6 +186,10 @@ class Dense:
     def fired(self) -> Tensor:
         """`[F]` bool: which latents are not zero somewhere in the batch."""
         return (self.values != 0).any(0)
+
+    def counts(self) -> Tensor:
+        """`[F]` int32: on how many rows each latent is not zero."""
+        return (self.values != 0).sum(0, dtype=torch.int32)
 
     def l0(self) -> Tensor:
         """Mean number of non-zero codes per row, a scalar."""

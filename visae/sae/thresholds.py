@@ -55,18 +55,30 @@ class JumpReLU(Elementwise):
         n_latents: width F.
         k: codes per token aimed at.
         eps: width of the rectangle, in the same units.
+        aims: whether inference keeps k codes; else k is only where training starts.
     """
 
     threshold: nn.Parameter
     unit: Tensor
 
-    def __init__(self, n_latents: int, k: float, eps: float):
+    def __init__(self, n_latents: int, k: float, eps: float, aims: bool = True):
         super().__init__()
         check_k(k, n_latents)
-        self.n_latents, self.eps = n_latents, eps
-        self.k = self.train_k = self.now = k
+        self.n_latents, self.eps, self.aims = n_latents, eps, aims
+        self.k = k if aims else None
+        self.train_k = self.now = k
         self.threshold = nn.Parameter(torch.ones(n_latents))
         self.register_buffer("unit", torch.tensor(1.0))
+
+    @property
+    def calibrates(self) -> bool:
+        """See `Activation.calibrates`."""
+        return self.aims
+
+    @property
+    def anneals(self) -> bool:
+        """See `Activation.anneals`."""
+        return self.aims
 
     @property
     def theta(self) -> Tensor:
@@ -103,7 +115,7 @@ class JumpReLU(Elementwise):
     def start(self, pre: Tensor) -> None:
         """See `Activation.start`."""
         self.threshold.fill_(1.0)
-        self.unit.copy_(cut([pre], float(self.k or 1)).clamp_min(torch.finfo(self.unit.dtype).tiny))
+        self.unit.copy_(cut([pre], self.train_k).clamp_min(torch.finfo(self.unit.dtype).tiny))
 
     @torch.no_grad()
     def rescale(self, factor: Tensor) -> None:
@@ -123,7 +135,7 @@ class JumpReLU(Elementwise):
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """See the class."""
-        self.unit.mul_(cut((pre / self.theta for pre in batches), float(self.k or 1)))
+        self.unit.mul_(cut((pre / self.theta for pre in batches), self.train_k))
 
     @torch.no_grad()
     def scaled(self, gain: Tensor) -> "JumpReLU":
@@ -168,28 +180,39 @@ class Gate(Elementwise):
 
 
 class FeatureChoice(Activation):
-    """Every latent keeps its `k n / F` largest entries of a batch of n: none can die (Ayonrinde 2024).
+    """Latent j keeps its `m_j` largest entries of a batch of n: none can die (Ayonrinde 2024).
 
-    Inference keeps what exceeds a threshold per latent: `calibrate` sets them so that each fires as often on held-out
-    tokens as in training.
+    `m_j = n k w_j / sum w` with the Zipf weights `w_j = (j + 1)^-zipf`; latents are alike at the start, so their places
+    serve as ranks. 0 lets all fire equally often. Inference keeps what exceeds a threshold per latent: `calibrate` sets
+    them so that each fires as often on held-out tokens as in training.
 
     Args:
         k: mean codes per token.
         n_latents: width F.
+        zipf: exponent of the law.
     """
 
     threshold: Tensor
+    weights: Tensor
 
-    def __init__(self, k: float, n_latents: int):
+    def __init__(self, k: float, n_latents: int, zipf: float = 0.0):
         super().__init__()
         check_k(k, n_latents)
-        self.n_latents, self.share = n_latents, k / n_latents
+        if zipf < 0:
+            raise ValueError(f"frequencies fall with the rank: zipf is at least 0, got {zipf}")
+        self.n_latents = n_latents
         self.k = self.train_k = self.now = k
+        ranks = torch.arange(1, n_latents + 1, dtype=torch.float64) ** -zipf
         self.register_buffer("threshold", torch.zeros(n_latents))
+        self.register_buffer("weights", (ranks / ranks.sum()).float())
+
+    def shares(self, k: float) -> Tensor:
+        """`[F]` share of the tokens that each latent keeps; where it would be more than all, the rest is dealt out."""
+        return filled(self.weights.double(), k)
 
     def rule(self) -> Rule:
         """See `Activation.rule`."""
-        return ops.feature_choice(self.now / self.n_latents) if self.training else ops.Threshold(self.threshold)
+        return ops.feature_choice(self.shares(self.now)) if self.training else ops.Threshold(self.threshold)
 
     def anneal(self, k: float) -> None:
         """See `Activation.anneal`."""
@@ -203,17 +226,19 @@ class FeatureChoice(Activation):
         Raises:
             ValueError: if no batch comes.
         """
-        highest, rows = [], 0
+        highest, rows, shares = [], 0, self.shares(float(self.k or 1))
         for pre in batches:
             rows += pre.shape[0]
-            highest.append(pre.topk(min(pre.shape[0], int(4 * self.share * pre.shape[0]) + 8), dim=0).values)
+            most = int(4 * float(shares.max()) * pre.shape[0]) + 8
+            highest.append(pre.topk(min(pre.shape[0], most), dim=0).values)
         if not highest:
             raise ValueError("calibrating the thresholds needs at least one batch of held-out tokens, got none")
         group = ops.share().rows
         values, rows = group.rows(torch.cat(highest)), group.total(rows)
-        wanted = min(max(1, round(self.share * rows)), values.shape[0] - 1)
-        ordered = values.topk(wanted + 1, dim=0).values
-        self.threshold.copy_(((ordered[wanted - 1] + ordered[wanted]) / 2).relu())
+        wanted = (shares * rows).round().long().clamp(1, values.shape[0] - 1)
+        ordered = values.sort(dim=0, descending=True).values
+        between = ordered.gather(0, wanted[None] - 1) + ordered.gather(0, wanted[None])
+        self.threshold.copy_((between[0] / 2).relu())
 
     @torch.no_grad()
     def scaled(self, gain: Tensor) -> "FeatureChoice":
@@ -221,3 +246,16 @@ class FeatureChoice(Activation):
         made = copy.deepcopy(self)
         made.threshold.mul_(gain)
         return made
+
+
+def filled(weights: Tensor, total: float) -> Tensor:
+    """Shares proportional to weights `[F]` (sum 1), none above 1, that sum to `total`, at most F."""
+    shares = weights * total
+    for _ in range(weights.shape[0]):
+        over = shares > 1
+        if not bool(over.any()):
+            break
+        shares = shares.clamp(max=1.0)
+        free = shares < 1
+        shares[free] *= (total - float((~free).sum())) / float(shares[free].sum())
+    return shares

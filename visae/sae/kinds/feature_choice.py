@@ -3,28 +3,35 @@
 from visae.sae.decoders import UnitNorm
 from visae.sae.dictionary import Dictionary
 from visae.sae.encoders import Linear
+from visae.sae.penalties import AuxZipf
 from visae.sae.registry import register_kind
 from visae.sae.thresholds import FeatureChoice
 
 
 @register_kind(
     "feature_choice",
-    formula="z_j = ReLU(a_j) on the k n / F largest a_j of a batch",
+    formula="z_j = ReLU(a_j) on the m_j largest a_j of a batch of n, sum m_j = k n; m_j = k n / F, or by Zipf's law",
     paper="Ayonrinde 2024",
 )
-def feature_choice(d: int, n_latents: int, k: float = 32) -> Dictionary:
-    """Feature choice: latents pick tokens, so every one fires equally often and none dies.
+def feature_choice(
+    d: int, n_latents: int, k: float = 32, zipf: float = 0.0, aux: float = 0.0, k_aux: int | None = None
+) -> Dictionary:
+    """Feature choice: latents pick tokens, so how often each fires is given, and none dies.
 
     Args:
         d: length of a token.
         n_latents: width F.
         k: mean codes per token.
+        zipf: exponent of the law of frequencies; 0 lets all latents fire equally often.
+        aux: coefficient of the loss by which latents that fire less often than the law wants explain the error.
+        k_aux: codes per token in that loss; None takes `min(d / 2, 512)`.
     """
     return Dictionary(
         "feature_choice",
         d,
         n_latents,
         encoder=Linear(d, n_latents),
-        activation=FeatureChoice(k, n_latents),
+        activation=FeatureChoice(k, n_latents, zipf),
         decoder=UnitNorm(d, n_latents),
+        penalties=[AuxZipf(n_latents, aux, k, zipf or 1.0, k_aux)] if aux else [],
     )

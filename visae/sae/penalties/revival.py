@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from visae import ops as kernels
 from visae.sae.penalties.base import Pass, Penalty
+from visae.sae.thresholds import filled
 
 
 class AuxK(Penalty):
@@ -31,13 +32,62 @@ class AuxK(Penalty):
         """See `Penalty.forward`."""
         if run.dead is None or self.coefficient == 0:
             return None
-        error = run.u - run.recon
-        k_aux = self.k_aux or max(1, min(run.u.shape[1] // 2, 512))
-        rule = kernels.TopK(min(k_aux, run.dead.shape[0]), signed=run.sae.signed)
-        codes = run.sae.select(run.u, rule, run.ops, pre=run.pre, among=run.dead)
-        guess = run.ops.decode(codes, run.sae.decoder.atoms(), None)
-        spread = kernels.share().rows.variance(error).mean().clamp_min(torch.finfo(error.dtype).tiny)
-        return self.coefficient * functional.mse_loss(guess, error) / spread
+        return self.coefficient * unexplained(run, run.dead, self.k_aux)
+
+
+def unexplained(run: Pass, among: Tensor, k_aux: int | None) -> Tensor:
+    """What share of the variance of the error the `k_aux` best of some latents `[m]` leave, where they explain it."""
+    error = run.u - run.recon
+    k_aux = k_aux or max(1, min(run.u.shape[1] // 2, 512))
+    rule = kernels.TopK(min(k_aux, among.shape[0]), signed=run.sae.signed)
+    codes = run.sae.select(run.u, rule, run.ops, pre=run.pre, among=among)
+    guess = run.ops.decode(codes, run.sae.decoder.atoms(), None)
+    spread = kernels.share().rows.variance(error).mean().clamp_min(torch.finfo(error.dtype).tiny)
+    return functional.mse_loss(guess, error) / spread
+
+
+class AuxZipf(Penalty):
+    """As `AuxK`, but for latents that fire less often than Zipf's law wants at their rank (Ayonrinde 2024).
+
+    Latents are ranked by the running share of tokens they fire on; rank r should have the r-th of the shares
+    proportional to `r^-zipf` that sum to k.
+
+    Args:
+        n_latents: width F.
+        coefficient: as of `AuxK`.
+        k: codes per token of the dictionary.
+        zipf: exponent of the law.
+        k_aux: codes per token; None takes `min(d / 2, 512)`.
+        rate: of the running shares.
+    """
+
+    name = "aux_zipf"
+    frequency: Tensor
+    wanted: Tensor
+
+    def __init__(
+        self,
+        n_latents: int,
+        coefficient: float,
+        k: float,
+        zipf: float = 1.0,
+        k_aux: int | None = None,
+        rate: float = 0.02,
+    ):
+        super().__init__()
+        self.coefficient, self.k_aux, self.rate = coefficient, k_aux, rate
+        ranks = torch.arange(1, n_latents + 1, dtype=torch.float64) ** -zipf
+        self.register_buffer("wanted", filled(ranks / ranks.sum(), k).float())
+        self.register_buffer("frequency", self.wanted.clone())
+
+    def forward(self, run: Pass) -> Tensor | None:
+        """See `Penalty.forward`."""
+        if run.sae.training:
+            now = kernels.share().rows.mean(run.codes.counts() / run.codes.n_rows).to(self.frequency)
+            self.frequency.lerp_(now, self.rate)
+        order = self.frequency.argsort(descending=True, stable=True)
+        below = order[self.frequency[order] < self.wanted.to(self.frequency)]
+        return self.coefficient * unexplained(run, below, self.k_aux) if below.numel() else None
 
 
 class MultiTopK(Penalty):

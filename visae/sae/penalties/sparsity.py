@@ -143,6 +143,26 @@ class TargetL0(Penalty):
         return ramp(run.progress, self.warmup) * self.coefficient * (count / activation.now - 1).square()
 
 
+class L0(Penalty):
+    """`coefficient * L0 / d`; L0 counts by a step function, and only the thresholds feel it (see `TargetL0`).
+
+    Args:
+        coefficient: what one code for each dimension of a token costs, beside a reconstruction loss that is a ratio.
+        warmup: share of the training budget.
+    """
+
+    name = "l0"
+
+    def __init__(self, coefficient: float, warmup: float = 0.05):
+        super().__init__()
+        self.coefficient, self.warmup = coefficient, warmup
+
+    def forward(self, run: Pass) -> Tensor:
+        """See `Penalty.forward`."""
+        count = cast(JumpReLU, run.sae.activation).count(run.entries()).row_sum()
+        return ramp(run.progress, self.warmup) * self.coefficient * count / run.u.shape[1]
+
+
 class GateL1(Penalty):
     """`coefficient * mean_n sum_j ReLU(gate_j) / sqrt(d)`: sparsity of a gated dictionary acts on its gates alone."""
 
