@@ -44,12 +44,12 @@ def test_the_way_back_is_the_inverse(fitted):
 
 def test_inputs_are_what_the_name_says(fitted, normaliser):
     x = uneven()
-    u, centred = fitted.normalise(x), x - x.mean(0)
+    u, centred, v = fitted.normalise(x), x - x.mean(0), torch.nn.functional.layer_norm(x, (D,), eps=0)
     expected = {
         "none": lambda: x,
         "scale": lambda: centred / centred.square().mean().sqrt(),
         "unit": lambda: centred / centred.norm(dim=1, keepdim=True) * D**0.5,
-        "layer_norm": lambda: torch.nn.functional.layer_norm(x, (D,), eps=0),
+        "layer_norm": lambda: (v - v.mean(0)) / (v - v.mean(0)).square().mean().sqrt(),
     }
     if normaliser in expected:
         assert torch.allclose(u, expected[normaliser](), rtol=1e-4, atol=1e-4)
@@ -189,6 +189,21 @@ def test_whitening_refuses_statistics_that_do_not_suffice(small):
     plain.add(uneven())
     with pytest.raises(ValueError, match=r"covariance=True"):
         initialise(sae, uneven(), plain)
+
+
+def test_rows_that_differ_in_mean_and_deviation_alone_cannot_be_layer_normed(small):
+    rows = torch.randn(D) * (1 + torch.rand(100, 1)) + torch.randn(100, 1)
+    with pytest.raises(ValueError, match="makes all 100 rows alike"):
+        initialise(small("topk", normaliser="layer_norm"), rows)
+
+
+@pytest.mark.parametrize("offset", [0.3, 5.0])
+def test_a_mean_far_from_zero_spoils_no_normaliser(normaliser, offset):
+    world = PlantedConfig(d=48, n_features=96, active=4, offset=offset)
+    sae = make_sae("topk", 48, 128, k=5, normaliser=normaliser)
+    config = TrainConfig(steps=60, batch=256, stat_rows=2048, device="cpu", log_every=60)
+    result = Trainer(sae, config, progress=False).fit(Planted(world, 256), [Planted(world, part=1).sample(2048)[0]])
+    assert result.metrics["val_fvu"] < 0.6
 
 
 def test_an_unknown_normaliser_is_refused_and_another_one_is_no_way_to_resume(tmp_path):

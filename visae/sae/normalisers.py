@@ -188,22 +188,26 @@ class Whiten(Normaliser):
 
 
 class PerToken(Normaliser):
-    """Base of those that bring every token to length `sqrt(d)`, with a scale of its own.
+    """Base of those that bring tokens to length `sqrt(d)`, v, each by a scale of its own; `u = spread (v - middle)`.
 
     `typical` is the root mean square of the tokens' scales over the first rows. `Codes.scale` is in units of it, so
     that `directions()` tells what a code adds to a typical token, and `Codes.scale` times that what it adds to this
     one. The loss weights all tokens alike, whatever their length. Weights cannot take over a token's own scale: folded,
-    the normaliser stays, and only the typical scale moves into the weights, so that atoms are directions.
+    the normaliser stays, with rows of typical length, and the rest moves into the weights; atoms are directions then.
     """
 
     per_token = True
     typical: Tensor
     length: Tensor
+    middle: Tensor
+    spread: Tensor
 
     def __init__(self, d: int):
         super().__init__(d)
         self.register_buffer("typical", torch.tensor(1.0))
-        self.register_buffer("length", torch.tensor(1.0))  # of u, in units of sqrt(d); `typical` once it is folded
+        self.register_buffer("length", torch.tensor(1.0))  # of v, in units of sqrt(d); `typical` once it is folded
+        self.register_buffer("middle", torch.zeros(d))
+        self.register_buffer("spread", torch.tensor(1.0))
 
     def own(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows less what is taken off them, and the shift `[n]` among it that is the token's own."""
@@ -221,7 +225,8 @@ class PerToken(Normaliser):
         offset, shift = self.own(x)
         size = torch.linalg.vector_norm(offset, dim=1, keepdim=True) / x.shape[1] ** 0.5
         size = size.clamp_min(torch.finfo(x.dtype).tiny)
-        return offset * (self.length / size), size[:, 0] / self.typical, shift
+        u = (offset * (self.length / size) - self.middle) * self.spread
+        return u, size[:, 0] / self.typical, shift
 
     def restore(self, u: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """See `Normaliser.restore`.
@@ -234,18 +239,26 @@ class PerToken(Normaliser):
                 f"normaliser {self.name!r} gives every token a scale of its own, and these codes carry none: keep "
                 "those of `encode` (slicing, cat and to do), or pass scale and shift along to Codes"
             )
-        raw = self.back(u) * scale[:, None] + self.centre
+        raw = (self.back(u) + self._point) * scale[:, None] + self.centre
         return raw if shift is None else raw + shift[:, None]
 
     def back(self, rows: Tensor) -> Tensor:
         """See `Normaliser.back`."""
-        return rows * (self.typical / self.length)
+        return rows * (self.typical / (self.length * self.spread))
+
+    @property
+    def _point(self) -> Tensor:
+        """`middle` in rows of typical length."""
+        return self.middle * (self.typical / self.length)
 
     def folded(self) -> tuple[Normaliser, Tensor, Tensor]:
         """See `Normaliser.folded`."""
         left = copy.deepcopy(self)
         left.length.copy_(self.typical)
-        return left, torch.eye(len(self.mean)).to(self.mean) * (self.length / self.typical), torch.zeros_like(self.mean)
+        left.middle.zero_()
+        left.spread.fill_(1.0)
+        matrix = torch.eye(len(self.mean)).to(self.mean) * (self.length * self.spread / self.typical)
+        return left, matrix, self._point
 
 
 @NORMALISERS.register("unit")
@@ -266,11 +279,36 @@ class Unit(PerToken):
 
 @NORMALISERS.register("layer_norm")
 class LayerNorm(PerToken):
-    """`u = (x - m) / s`, with mean m and standard deviation s over the token's own d numbers (Gao et al. 2024)."""
+    """`v = (x - m) / s`, with mean m and deviation s over the token's own d numbers; `u = spread (v - E v)`.
+
+    Gao et al. (2024) and others stop at v. A mean of the data far from 0, as is common in vision, then leaves little
+    variance in v and makes the first steps too large; so v is centred and scaled to `E|u|^2 = d`, like raw tokens.
+    """
 
     name = "layer_norm"
+    centred = True
 
     def own(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """See `PerToken.own`."""
         shift = x.mean(1)
         return x - shift[:, None], shift
+
+    @torch.no_grad()
+    def fit(self, moments: Moments, rows: Tensor) -> None:
+        """See `Normaliser.fit`.
+
+        Raises:
+            ValueError: if nothing is left of the rows but their own mean and deviation.
+        """
+        super().fit(moments, rows)
+        self.middle.zero_()
+        self.spread.fill_(1.0)
+        v = self(rows.to(self.mean))[0]
+        self.middle.copy_(v.mean(0, dtype=torch.float64))
+        left = float(torch.linalg.vector_norm(v - self.middle, dtype=torch.float64)) / v.numel() ** 0.5
+        if not left > 1e-6:
+            raise ValueError(
+                f"layer_norm makes all {len(rows)} rows alike: they differ in nothing but mean and deviation over "
+                "their dimensions; take normaliser='scale'"
+            )
+        self.spread.fill_(1 / left)
