@@ -4,7 +4,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,13 @@ from torch import Tensor
 from visae.ops import Adam, Fused, fast_precision, make_ops, sharing
 from visae.sae import Dictionary, Rows
 from visae.sae.dictionary import Losses
-from visae.sae.penalties import Mutual, Penalty
 from visae.train import checkpoint, resuming
+from visae.train.annealing import anneal, prepare
 from visae.train.callbacks import Callback, gather
-from visae.train.config import TrainConfig, annealed_k, default_lr, schedule
+from visae.train.config import TrainConfig, default_lr, schedule
 from visae.train.ends import begin, finish
 from visae.train.feed import Batches, Feed, LoaderEnded
+from visae.train.measures import check_loss, step_metrics
 from visae.train.processes import Processes, on_cpu
 from visae.train.randomness import Randomness
 from visae.train.record import Recorder
@@ -98,7 +99,7 @@ class Trainer:
             ops=self.ops if isinstance(self.ops, Fused) and self.processes.share.rows.size == 1 else None,
         )
         self.randomness = Randomness(config.seed, self.device)
-        self._prepare_schedules()
+        prepare(self.sae, config)
         self.step = self.samples = 0
         self.history: list[dict[str, Any]] = []
         self._dead: Tensor | None = None
@@ -106,30 +107,6 @@ class Trainer:
         self.stopped = False
         self._log_with = log_with
         self.callbacks = gather(self, callbacks)
-
-    def _prepare_schedules(self) -> None:
-        activation, start_k = self.sae.activation, self.config.start_k
-        if start_k is not None:
-            if not activation.anneals:
-                raise ValueError(f"kind {self.sae.kind!r} has no number of codes to anneal: leave start_k out")
-            activation.anneal(start_k)  # refuses what no dictionary of this width can have
-        if self.config.sparsity_warmup is not None:
-            rising = [p for p in cast(Iterable[Penalty], self.sae.penalties) if p.warmup is not None]
-            if not rising:
-                raise ValueError(f"kind {self.sae.kind!r} has no penalty that rises: leave sparsity_warmup out")
-            for penalty in rising:
-                penalty.warmup = self.config.sparsity_warmup
-        if self.config.mfr and not any(penalty.name == Mutual.name for penalty in self.sae.penalties):
-            raise ValueError("mfr draws dictionaries towards their peers: train several in a Suite, of different seeds")
-
-    def _anneal(self) -> None:
-        config, activation = self.config, self.sae.activation
-        if config.start_k is not None:
-            activation.anneal(
-                annealed_k(
-                    self.step, self.steps, config.start_k, activation.train_k, config.anneal, config.anneal_shape
-                )
-            )
 
     def _precision(self) -> str:
         if self.config.precision != "auto":
@@ -256,7 +233,7 @@ class Trainer:
         """Forward, loss, backward; gradients are averaged over processes."""
         if self._dead is None or self.device.type == "cpu" or self.step % DEAD_EVERY == 0:
             self._dead = (self.sae.samples_since_fired >= self.dead_window).nonzero()[:, 0]
-        self._anneal()
+        anneal(self.sae, self.config, self.step, self.steps)
         losses = self.sae.losses(
             x,
             self.ops,
@@ -266,7 +243,7 @@ class Trainer:
         )
         total = losses.total
         if self.device.type == "cpu":
-            self._check_loss(losses)
+            check_loss(self, losses)
         total.backward()
         self.processes.average_gradients(self.optimiser.parameters.values())
         return losses
@@ -298,8 +275,8 @@ class Trainer:
             callback.after_step(self, losses)
         if self.step % self.config.log_every == 0 or self.step == self.steps:
             feed.check()
-            self._check_loss(losses)
-            metrics = self._metrics(losses, x, lr)
+            check_loss(self, losses)
+            metrics = step_metrics(self, losses, x, lr)
             for callback in self.callbacks:
                 callback.logged(self, losses, metrics)
             recorder.log(self.step, metrics)
@@ -326,29 +303,3 @@ class Trainer:
     def look_for_dead(self) -> None:
         """Makes the next step look anew at which latents are dead."""
         self._dead = None
-
-    # -- numbers
-
-    def _metrics(self, losses: Losses, x: Tensor | Rows, lr: float) -> dict[str, Any]:
-        x = x.rows if isinstance(x, Rows) else x
-        with torch.no_grad():
-            recon, group = self.sae.restore(losses.recon, x), self.processes.share.rows
-            values = {
-                "loss": losses.total,
-                **losses.terms,
-                "fvu": (x - recon).square().sum(1).mean() / group.variance(x).sum(),
-                "l0": losses.codes.l0(),
-                "dead": (self.sae.samples_since_fired >= self.dead_window).double().mean(),
-            }
-            stacked = torch.stack([v.detach().double() for v in values.values()])
-            stacked = group.mean(stacked)
-        numbers = dict(zip(values, stacked.tolist(), strict=True))
-        return {"samples": self.samples, **numbers, "lr": lr, "kernels": self.kernels}
-
-    def _check_loss(self, losses: Losses) -> None:
-        values = {name: float(term.detach()) for name, term in losses.terms.items()}
-        if wrong := [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]:
-            raise FloatingPointError(
-                f"the loss is no longer finite at step {self.step} ({', '.join(f'{n}={values[n]}' for n in wrong)}): "
-                f"training diverged at a peak learning rate of {self.lr:.3g}. Lower TrainConfig.lr"
-            )
