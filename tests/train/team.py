@@ -20,7 +20,7 @@ import torch._dynamo
 import torch.distributed.tensor
 from safetensors.torch import save_file
 
-from visae.sae import kind_options, make_sae
+from visae.sae import kind_options, make_sae, save_sae
 from visae.train import Planted, PlantedConfig, TrainConfig, Trainer
 from visae.train.processes import Processes
 
@@ -53,9 +53,15 @@ class Part(Planted):
             yield own
 
 
-def fit(kind, rank=0, processes=1, out=None, dtype="float64", validation=False, resume=False, fault="", **changes):
+def fit(
+    kind, rank=0, processes=1, out=None, dtype="float64", validation=False, resume=False, fault="", width=64,
+    apart=False, **changes
+):  # fmt: skip
     """Trains a small dictionary on this process's share."""
-    sae = make_sae(kind, 12, 64, **({"k": 3} if "k" in kind_options(kind) else {}))
+    sae = make_sae(kind, 12, width, **({"k": 3} if "k" in kind_options(kind) else {}))
+    shards = changes.get("shard_latents", 1)
+    if not apart:
+        rank, processes = rank // shards, max(1, processes // shards)
     config = TrainConfig(**{**CONFIG, "batch": ROWS // processes, "precision": "fp32", **changes})
     held_out = [Planted(WORLD, part=1, needs=sae.needs).rows(n, n) for n in (65, 40)] if validation else None
     trainer = Trainer(sae.to(getattr(torch, dtype)), config, out, progress=False)
@@ -66,6 +72,7 @@ def told(trainer, result):
     """Tensors and numbers that must not depend on the number of processes."""
     tensors = {f"sae.{name}": t for name, t in trainer.sae.state_dict().items()}
     tensors |= {f"adam.{name}": t for name, t in trainer.optimiser.state_dict().items()}
+    tensors = trainer.shards.collect(tensors)
     lines = [{k: v for k, v in line.items() if k != "rows_per_second"} for line in result.history]
     return tensors, {"history": lines, "samples": result.samples, "steps": result.steps}
 
@@ -78,6 +85,13 @@ def fits(out, rank, processes, jobs):
         tensors |= {f"{name}/{key}": t.contiguous() for key, t in found.items()}
     save_file(tensors, Path(out) / f"{rank}.safetensors")
     (Path(out) / f"{rank}.json").write_text(json.dumps(notes))
+
+
+def saves(out, rank, processes, kind):
+    """A dictionary in two slices, saved by the main process."""
+    trainer, _ = fit(kind, rank, processes, dtype="float32", shard_latents=2)
+    if trainer.processes.main:
+        save_sae(trainer.shards.whole, Path(out) / "sae")
 
 
 def fails(out, rank, processes, fault, patience=60):

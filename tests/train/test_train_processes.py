@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from visae.sae import kinds
+from visae.sae import kinds, load_sae
+from visae.sae.slices import cannot_shard
 from visae.train import read_metrics
 
 HERE = Path(__file__).parent
@@ -183,6 +184,90 @@ def test_a_process_that_hangs_is_given_up(start, tmp_path):
             f"process {rank} lost another process of this run, or waited too long"
             in (tmp_path / f"{rank}.txt").read_text()
         )
+
+
+def can_be_split(kind):
+    try:
+        return not cannot_shard(kit.make_sae(kind, 12, 64))
+    except ValueError:
+        return not cannot_shard(kit.make_sae(kind, 12, 64, k=3))
+
+
+SPLIT = {kind: {"kind": kind} for kind in kinds() if can_be_split(kind)}
+SHARDED = SPLIT | {
+    "topk in float32": {"kind": "topk", "dtype": "float32"},
+    "topk, reference kernels": {"kind": "topk", "ops": "reference"},
+    "topk, validated": {"kind": "topk", "validation": True, "validate_every": 4},
+    "batch_topk, validated": {"kind": "batch_topk", "validation": True},
+    "jumprelu, validated": {"kind": "jumprelu", "validation": True},
+}
+
+
+@pytest.fixture(scope="module")
+def split(start, tmp_path_factory):
+    out = tmp_path_factory.mktemp("split")
+    jobs = {name: {**job, "shard_latents": 2} for name, job in SHARDED.items()}
+    assert start("fits", out, jobs=jobs) == [0, 0], (out / "0.txt").read_text() + (out / "1.txt").read_text()
+    return load_file(out / "0.safetensors"), json.loads((out / "0.json").read_text())
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_a_dictionary_split_by_latents_ends_as_one_on_one_process(split, name):
+    job = SHARDED[name]
+    found = {key.removeprefix(f"{name}/"): t for key, t in split[0].items() if key.startswith(f"{name}/")}
+    tolerance = 2e-4 if job.get("dtype") == "float32" else 1e-9
+    check_equal((found, split[1][name]), kit.told(*kit.fit(**job)), tolerance)
+
+
+def test_rows_and_latents_are_split_at_once(start, tmp_path):
+    jobs = {kind: {"kind": kind, "shard_latents": 2, "validation": True} for kind in ("topk", "batch_topk")}
+    assert start("fits", tmp_path, processes=4, jobs=jobs) == [0] * 4, (tmp_path / "0.txt").read_text()
+    tensors, notes = load_file(tmp_path / "0.safetensors"), json.loads((tmp_path / "0.json").read_text())
+    for kind in jobs:
+        found = {key.removeprefix(f"{kind}/"): t for key, t in tensors.items() if key.startswith(f"{kind}/")}
+        check_equal((found, notes[kind]), kit.told(*kit.fit(kind, validation=True)), 1e-9)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_split_run_goes_on_whole_and_a_whole_one_split(start, tmp_path, before, after):
+    job = {"kind": "batch_topk", "steps": 12, "checkpoint_every": 4}
+
+    def go(shards, resume):
+        options = {**job, "out": str(tmp_path / "run"), "resume": resume, "shard_latents": shards}
+        if shards == 1:
+            return kit.told(*kit.fit(**options))
+        assert start("fits", tmp_path, jobs={"run": options}) == [0, 0], (tmp_path / "0.txt").read_text()
+        tensors = load_file(tmp_path / "0.safetensors")
+        notes = json.loads((tmp_path / "0.json").read_text())["run"]
+        return {key.removeprefix("run/"): t for key, t in tensors.items()}, notes
+
+    go(before, resume=False)
+    shutil.rmtree(max((tmp_path / "run" / "checkpoints").iterdir()))
+    check_equal(go(after, resume=True), kit.told(*kit.fit(**job)), 1e-9)
+
+
+def test_the_whole_is_saved_as_any_dictionary(start, tmp_path):
+    assert start("saves", tmp_path, kind="batch_topk") == [0, 0], (tmp_path / "0.txt").read_text()
+    trainer, _ = kit.fit("batch_topk", dtype="float32")
+    found, x = load_sae(tmp_path / "sae"), kit.Planted(kit.WORLD, part=2).sample(300)[0]
+    torch.testing.assert_close(found(x), trainer.sae(x), atol=1e-3, rtol=1e-3)
+    assert sorted(p.name for p in (tmp_path / "sae").iterdir()) == ["sae.json", "sae.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        ({"kind": "hierarchical_topk"}, "kind 'hierarchical_topk' cannot be split by latents (NestedK need"),
+        ({"kind": "orthogonal"}, "kind 'orthogonal' cannot be split by latents (Orthogonal need"),
+        ({"kind": "topk", "shard_latents": 3}, "2 processes cannot hold a dictionary in 3 shards"),
+        ({"kind": "topk", "ema": 0.9}, "ema work on whole dictionaries: with shard_latents leave ema"),
+        ({"kind": "topk", "width": 63}, "63 latents cannot be split evenly over 2 processes"),
+        ({"kind": "topk", "apart": True}, "must see the same rows: give the loaders of 2 neighbouring processes"),
+    ],
+)
+def test_what_cannot_be_split_is_refused_by_name(start, tmp_path, job, message):
+    assert start("fits", tmp_path, jobs={"run": {"shard_latents": 2, **job}}) == [1, 1]
+    assert message in (tmp_path / "0.txt").read_text()
 
 
 def test_accelerate_launches_the_command_and_the_dictionary_is_that_of_one_process(tmp_path):

@@ -50,6 +50,10 @@ class Group:
         """
         return x if self.size == 1 else x + (self.sum(x) / self.size - x.detach())
 
+    def plus(self, x: Tensor) -> Tensor:
+        """Sum over the processes, with the gradient of this process's own x: for losses of slices of the latents."""
+        return x if self.size == 1 else x + (self.sum(x) - x.detach())
+
     def variance(self, x: Tensor) -> Tensor:
         """Variance `[d]` of the rows `[n, d]` of all processes, without a gradient; n is the same on each."""
         if self.size == 1:

@@ -143,10 +143,9 @@ class ShardedTopK:
 
     def mask(self, pre: Tensor) -> Tensor:
         """See `Rule`."""
-        own = _key(pre, self.signed).T
-        every = self.group.gather(own)
-        count = min(self.k, every.shape[0] * every.shape[1])
-        return _kept(own, every, _last(every, count), count, self.group.rank).T
+        pattern, mask = self.pick(pre), torch.zeros_like(pre, dtype=torch.bool)
+        mask[pattern.rows, pattern.columns] = True
+        return mask
 
     def pick(self, pre: Tensor) -> Pattern:
         """See `Rule`. Widths may differ between processes, and be 0."""

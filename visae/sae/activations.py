@@ -26,6 +26,7 @@ class Activation(nn.Module):
         capacity: most codes a token can have at inference; None where it is not fixed.
         looks: whether `forward` or `thin` reads the centred inputs.
         thins: whether `thin` does something; the part is then calibrated by `evidence`.
+        shards: see `visae.sae.slices`.
     """
 
     signed: bool = False
@@ -35,6 +36,7 @@ class Activation(nn.Module):
     capacity: int | None = None
     looks: bool = False
     thins: bool = False
+    shards: bool = False
 
     def rule(self) -> Rule | None:
         """The rule now: parts may differ between training and inference (`self.training`)."""
@@ -154,6 +156,8 @@ class TopK(Activation):
         alpha: at inference `alpha k` codes are kept.
     """
 
+    shards = True
+
     def __init__(self, k: int, n_latents: int, signed: bool = False, alpha: float = 1.0):
         super().__init__()
         self.signed = signed
@@ -188,6 +192,8 @@ class BatchTopK(Activation):
         rate: of the running estimate.
     """
 
+    shards = True
+
     threshold: Tensor
     seen: Tensor
 
@@ -212,7 +218,8 @@ class BatchTopK(Activation):
     def observe(self, codes: Coded) -> None:
         """Moves the running threshold; the first batches count fully, so there is no start-up bias."""
         values = codes.values if isinstance(codes, Ragged) else codes.to_dense()
-        lowest = ops.share().all.min(torch.where(values > 0, values, torch.inf).amin())
+        least = torch.where(values > 0, values, torch.inf).flatten()
+        lowest = ops.share().all.min(torch.cat([least, least.new_full((1,), torch.inf)]).amin())  # it may hold none
         self.seen += 1
         rate = torch.clamp(1 / self.seen.to(self.threshold.dtype), min=self.rate)
         moved = torch.lerp(self.threshold, lowest.to(self.threshold.dtype), rate)
@@ -273,11 +280,13 @@ class Elementwise(Activation):
             self.reached.fill_(entries.values.shape[0] / max(1, entries.n_rows * entries.pattern.n_latents))
         else:
             self.reached.copy_(self.reach().mask(entries.values).mean(dtype=self.reached.dtype))
-        self.reached.copy_(ops.share().rows.mean(self.reached))
+        self.reached.copy_(ops.share().all.mean(self.reached))
 
 
 class ReLU(Elementwise):
     """`z = max(0, a)`; sparse only through a penalty."""
+
+    shards = True
 
     def forward(self, pre: Tensor, x: Tensor | None = None) -> Tensor:
         """See `Activation.forward`."""

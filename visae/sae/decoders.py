@@ -14,9 +14,11 @@ class Decoder(nn.Module, ABC):
     Attributes:
         unit: names of `[F, d]` parameters whose rows the optimiser keeps at length 1.
         bias: `[d]`; it starts at the mean of the normalised data, which is 0 where the normaliser centres.
+        shards: see `visae.sae.slices`.
     """
 
     unit: tuple[str, ...] = ()
+    shards: bool = False
     bias: Tensor
 
     @abstractmethod
@@ -47,6 +49,8 @@ class Free(Decoder):
         n_latents: width F.
         bias: whether the bias is learnt; else it stays where it starts.
     """
+
+    shards = True
 
     def __init__(self, d: int, n_latents: int, bias: bool = True):
         super().__init__()
@@ -79,6 +83,8 @@ class Free(Decoder):
 
 class UnitNorm(Free):
     """Rows of length 1: the optimiser projects their gradient and renormalises them in every step."""
+
+    shards = True
 
     unit = ("weight",)
 

@@ -15,9 +15,11 @@ class Encoder(nn.Module, ABC):
 
     Attributes:
         linear: whether `pre` is `(u - shift) weight^T + bias`, which lets the sparse kernels do the work.
+        shards: see `visae.sae.slices`.
     """
 
     linear: bool = False
+    shards: bool = False
 
     @abstractmethod
     def pre(self, u: Tensor, shift: Tensor) -> Tensor:
@@ -58,6 +60,8 @@ class Encoder(nn.Module, ABC):
 
 class Linear(Encoder):
     """`a = (u - b_dec) W_enc^T + b_enc`, with `W_enc` `[F, d]`."""
+
+    shards = True
 
     linear = True
 
@@ -111,6 +115,8 @@ class Tied(Encoder):
         n_latents: width F.
         bias: whether `b_enc` is learnt; else it stays 0.
     """
+
+    shards = True
 
     linear = True
     bias: Tensor

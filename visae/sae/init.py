@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from visae.ops import Eager, unit_rows
+from visae.ops import Eager, Ops, unit_rows
 from visae.sae.centre import geometric_median
 from visae.sae.dictionary import Dictionary
 from visae.sae.moments import Moments
@@ -15,6 +15,8 @@ BLEND = 0.8
 """Weight of the data point in an atom at the start; the rest is a random direction."""
 PROBE = 4096
 """Rows used to fit the encoder's scale."""
+NOISE_ROWS = 16_384
+"""Rows of noise drawn at a time: a slice of a dictionary must not need room for the whole."""
 MEDIAN_ROWS = 32_768
 """Rows that the geometric median is taken of, at most."""
 
@@ -53,6 +55,8 @@ def initialise(
     *,
     start: Start = "data",
     centre: Centre = "mean",
+    first: int = 0,
+    ops: Ops | None = None,
 ) -> None:
     """Prepares a dictionary for training.
 
@@ -69,6 +73,8 @@ def initialise(
         start: `data`: atoms near data points, as above; `random`: directions drawn from the sphere.
         centre: `mean`: the bias starts at the mean of the normalised rows, 0 where the normaliser centres; `median`:
             at their geometric median (see `geometric_median`), where tokens with huge norms move the mean.
+        first: number of the first latent, where the dictionary is a slice of a larger one (`visae.sae.slices`).
+        ops: kernels that know of the other slices.
 
     Raises:
         ValueError: see `check_moments`, `Normaliser.fit` and `visae.sae.side.unpack`; for another start or centre, or a
@@ -90,8 +96,9 @@ def initialise(
     generator = torch.Generator().manual_seed(seed)
     n = rows.shape[0]
     draw = torch.cat([torch.randperm(n, generator=generator) for _ in range(-(-sae.n_latents // n))])[: sae.n_latents]
-    points = sae.normalise(rows[draw.to(rows.device)]) - middle
-    noise = torch.randn(points.shape, generator=generator).to(points)
+    own = slice(first, first + sae.samples_since_fired.shape[0])
+    points = sae.normalise(rows[draw[own].to(rows.device)]) - middle
+    noise = _noise(sae.n_latents, sae.d, generator, own).to(points)
     unit_rows(points)
     unit_rows(noise)
     atoms = BLEND * points + (1 - BLEND) * noise if start == "data" else noise
@@ -107,7 +114,7 @@ def initialise(
         sae.activation.start(sae.encoder.pre(sae.normalise(probe), sae.decoder.bias))
     with torch.random.fork_rng(devices=[rows.device] if rows.device.type == "cuda" else []):
         torch.manual_seed(seed)  # some kinds draw noise while training
-        _fit_scale(sae, probe)
+        _fit_scale(sae, probe, ops or Eager())
     sae.modulation.start(generator, side)
     sae.samples_since_fired.zero_()
 
@@ -121,11 +128,20 @@ def _middle(sae: Dictionary, rows: Tensor, centre: Centre) -> Tensor:
     return sae.normalise(rows).mean(0, dtype=torch.float64).to(sae.mean)
 
 
-def _fit_scale(sae: Dictionary, rows: Tensor) -> None:
+def _noise(n: int, d: int, generator: torch.Generator, own: slice) -> Tensor:
+    """Some of n normal rows `[n, d]`, which are drawn a few at a time."""
+    kept = []
+    for start in range(0, n, NOISE_ROWS):
+        drawn = torch.randn(min(NOISE_ROWS, n - start), d, generator=generator)
+        kept.append(drawn[max(0, own.start - start) : max(0, own.stop - start)])
+    return torch.cat(kept)
+
+
+def _fit_scale(sae: Dictionary, rows: Tensor, ops: Ops) -> None:
     """Least-squares scale of the encoder on the probe rows."""
     was = sae.training
     sae.train()
-    u, ops = sae.normalise(rows), Eager()
+    u = sae.normalise(rows)
     recon = ops.decode(sae.code(u, ops)[0], sae.decoder.atoms(), None)
     sae.train(was)
     power = recon.square().sum()

@@ -16,6 +16,8 @@ class Plain(nn.Module):
     meaning from one site to the next.
     """
 
+    shards = True
+
     def nesting(self) -> Nesting | None:
         """The reconstructions of this step; None means one, from all codes."""
         return None
@@ -32,6 +34,8 @@ class Prefixes(Plain):
         sampled: 0, or how many prefix lengths are drawn anew in each training step beside F itself, with
             `P(length > m) ~ m^-1/2`, so that no group border is built in; `shares` then serves outside of training.
     """
+
+    shards = True
 
     def __init__(self, n_latents: int, shares: Sequence[float], sampled: int = 0):
         super().__init__()

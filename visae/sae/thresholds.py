@@ -58,6 +58,8 @@ class JumpReLU(Elementwise):
         aims: whether inference keeps k codes; else k is only where training starts.
     """
 
+    shards = True
+
     threshold: nn.Parameter
     unit: Tensor
 
@@ -152,6 +154,8 @@ class Gate(Elementwise):
     In the paper magnitudes are `x (W exp(r)) + b_mag`; with `b = b_mag - exp(r) b_gate` that is `exp(r) a + b`.
     """
 
+    shards = True
+
     def __init__(self, n_latents: int):
         super().__init__()
         self.log_gain = nn.Parameter(torch.zeros(n_latents))
@@ -191,6 +195,8 @@ class FeatureChoice(Activation):
         n_latents: width F.
         zipf: exponent of the law.
     """
+
+    shards = True
 
     threshold: Tensor
     weights: Tensor

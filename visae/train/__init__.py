@@ -2,7 +2,7 @@
 
 from visae.train.boost import boost
 from visae.train.callbacks import Callback
-from visae.train.config import TrainConfig, annealed_k, default_lr, schedule
+from visae.train.config import FREE, TrainConfig, annealed_k, default_lr, schedule
 from visae.train.feed import Feed, LoaderEnded
 from visae.train.planted import Planted, PlantedConfig, recovery
 from visae.train.processes import Processes, ProcessFailed
@@ -15,7 +15,7 @@ from visae.train.trainer import Trainer, TrainResult
 from visae.train.validate import validate
 
 __all__ = [
-    "Callback", "Feed", "LoaderEnded", "Member", "Planted", "PlantedConfig", "ProcessFailed", "Processes", "Recorder",
-    "Suite", "SuiteResult", "TrainConfig", "TrainResult", "Trainer", "annealed_k", "boost", "default_lr",
+    "FREE", "Callback", "Feed", "LoaderEnded", "Member", "Planted", "PlantedConfig", "ProcessFailed", "Processes",
+    "Recorder", "Suite", "SuiteResult", "TrainConfig", "TrainResult", "Trainer", "annealed_k", "boost", "default_lr",
     "read_metrics", "recovery", "rows_per_step", "schedule", "specialise", "split_columns", "validate",
 ]  # fmt: skip

@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from visae.sae.files import digest
@@ -77,8 +79,12 @@ def _holds(path: Path, text: str, sha256: str) -> bool:
     return files and (path / NOTES).read_text(encoding="utf-8") == text and digest(path / STATE) == sha256
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path, part: Callable[[str], slice | None] = lambda _: None) -> Checkpoint:
     """Reads a checkpoint.
+
+    Args:
+        path: its folder.
+        part: which rows of a tensor are wanted; None takes all.
 
     Raises:
         ValueError: if it is damaged, naming the file.
@@ -86,7 +92,12 @@ def load(path: Path) -> Checkpoint:
     told = notes(path)
     if not (path / STATE).is_file() or digest(path / STATE) != told.pop("sha256"):
         raise ValueError(f"{path / STATE} is missing or damaged; remove {path} to go on from the checkpoint before")
-    return Checkpoint(step=told.pop("step"), tensors=load_file(path / STATE), notes=told)
+    with safe_open(path / STATE, "pt") as file:
+        tensors = {
+            name: file.get_tensor(name) if (rows := part(name)) is None else file.get_slice(name)[rows]
+            for name in file.keys()  # noqa: SIM118 (it is no dict)
+        }
+    return Checkpoint(step=told.pop("step"), tensors=tensors, notes=told)
 
 
 def notes(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from visae.sae.init import Centre, Start
 
-FREE = frozenset({"log_every", "checkpoint_every", "keep", "validate_every", "device"})
+FREE = frozenset({"shard_latents", "log_every", "checkpoint_every", "keep", "validate_every", "device"})
 """Settings that may change when a run is resumed; all others decide the weights."""
 
 
@@ -51,6 +51,8 @@ class TrainConfig:
         best: end with the dictionary that had the lowest FVU at a validation; it is kept in `checkpoints/best-STEP`.
         precision: of the encoder's matrix product, the only large one: `bf16`, `fp32`, or `auto`, which takes what
             accelerate was launched with, else bf16 where the device multiplies it in hardware.
+        shard_latents: over how many processes the latents are split, for a dictionary that does not fit one device and
+            kinds that can be split (see `visae.sae.slices`). So many neighbouring processes must see the same rows.
         ops: tier of kernels, see `visae.ops.make_ops`.
         device: `auto` leaves the choice to accelerate; otherwise e.g. `cpu`.
         stat_rows: rows read before training for mean, scale and first atoms; the loader is rewound afterwards.
@@ -84,6 +86,7 @@ class TrainConfig:
     patience: int | None = None
     best: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    shard_latents: int = 1
     ops: str = "auto"
     device: str = "auto"
     stat_rows: int = 65_536
@@ -112,6 +115,7 @@ class TrainConfig:
             "validate_every": 1,
             "resample_every": 1,
             "patience": 1,
+            "shard_latents": 1,
         }
         for name, low in least.items():
             if (value := getattr(self, name)) is not None and value < low:

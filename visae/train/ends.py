@@ -26,8 +26,18 @@ def begin(trainer: "Trainer", feed: Batches) -> None:
             raise ValueError("start='given' goes on from trained weights, but this dictionary has none yet: load one")
         trainer.sae.samples_since_fired.zero_()
     else:
-        with sharing(Share()):  # every process has the rows of all and does the same
-            initialise(trainer.sae, rows, moments, config.seed, start=config.start, centre=config.centre)
+        latents = trainer.shards.group
+        with sharing(Share(latents=latents, all=latents)):  # every process has the rows of all and does the same
+            initialise(
+                trainer.sae,
+                rows,
+                moments,
+                config.seed,
+                start=config.start,
+                centre=config.centre,
+                first=trainer.shards.start,
+                ops=trainer.ops if latents.size > 1 else None,
+            )
     agree(trainer)
     for callback in trainer.callbacks:
         callback.begin(trainer, rows)
@@ -55,9 +65,10 @@ def finish(
     last = recorder.history[-1] if recorder.history else {"step": trainer.step}
     metrics = {name: value for name, value in last.items() if name != "warnings"}
     if validation is not None:
-        values = validate(sae, validation)
+        values = validate(sae, validation, trainer.ops)
         recorder.log(trainer.step, {**values, "final": True})
         metrics |= values
+    trainer.shards.finish(sae)
     return metrics
 
 

@@ -63,8 +63,22 @@ class Processes:
             raise ValueError(
                 f"{self.size} processes cannot hold a dictionary in {shards} shards: start a multiple of {shards}"
             )
-        self.share = _groups(self.device.type, self.size, shards) if self.size > 1 else Share()
+        made: tuple[Share, Any] = (Share(), None)
+        if self.size > 1:
+            made = _groups(self.device.type, self.size, shards)
+        self.share, self._mesh = made
         self._store = dist.distributed_c10d._get_default_store() if self.size > 1 else None
+
+    @property
+    def latent_mesh(self) -> Any:
+        """The `DeviceMesh` of the processes that split the latents with this one.
+
+        Raises:
+            ValueError: where none do.
+        """
+        if self._mesh is None:
+            raise ValueError("the processes of this run do not split latents: give Processes shards above 1")
+        return self._mesh["latents"]
 
     def wait(self) -> None:
         """Until all processes are here; for as long as it takes, unless one of them ends."""
@@ -183,16 +197,16 @@ def _patient() -> Any:
 
 
 @cache
-def _groups(device: str, size: int, shards: int) -> Share:
+def _groups(device: str, size: int, shards: int) -> tuple[Share, Any]:
     """Groups of the processes of a run, as a mesh of rows and latents."""
     from torch.distributed.device_mesh import init_device_mesh
 
     _patient()
     world = Group(dist.group.WORLD)
     if shards == 1:
-        return Share(rows=world, all=world)
+        return Share(rows=world, all=world), None
     mesh = init_device_mesh(device, (size // shards, shards), mesh_dim_names=("rows", "latents"))
-    return Share(rows=Group(mesh.get_group("rows")), latents=Group(mesh.get_group("latents")), all=world)
+    return Share(Group(mesh.get_group("rows")), Group(mesh.get_group("latents")), world), mesh
 
 
 def _lost_contact(error: Exception) -> bool:

@@ -61,11 +61,12 @@ def save(trainer: "Trainer", feed: Batches) -> None:
     if trainer.folder is None:
         return
     feed.check()
-    feeds = trainer.processes.notes(feed.state())
-    if not trainer.processes.main:
-        return
+    feeds = trainer.processes.notes(feed.state())[:: trainer.shards.group.size]  # those of one dictionary read alike
     tensors = {f"sae.{name}": t for name, t in trainer.sae.state_dict().items()}
     tensors |= {f"adam.{name}": t for name, t in trainer.optimiser.state_dict().items()}
+    tensors = trainer.shards.collect(tensors)
+    if not trainer.processes.main:
+        return
     states, notes_of = pack(trainer.callbacks)
     tensors |= {f"callback.{name}": t for name, t in states.items()}
     tensors["rng.cpu"] = torch.get_rng_state()

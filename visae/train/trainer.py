@@ -22,6 +22,7 @@ from visae.train.measures import check_loss, step_metrics
 from visae.train.processes import Processes, on_cpu
 from visae.train.randomness import Randomness
 from visae.train.record import Recorder
+from visae.train.sharding import Shards
 from visae.train.trouble import told
 from visae.train.validate import validate
 
@@ -54,7 +55,8 @@ class Trainer:
     A step has four pieces: `_take` a batch, `grade` it (forward, loss, backward), `update` the weights, `_record`.
 
     Args:
-        sae: the dictionary; changed in place.
+        sae: the dictionary; changed in place. With `shard_latents` the main process's gets the result at the end, and
+            each process trains a slice of it, `trainer.sae`.
         config: settings.
         out: folder for `metrics.jsonl` and `checkpoints/`; None writes nothing.
         log_with: accelerate's trackers (`tensorboard`, `wandb`, ...), beside `metrics.jsonl`.
@@ -81,32 +83,36 @@ class Trainer:
         from accelerate import Accelerator
 
         self.config, self.out, self.progress = config, Path(out) if out is not None else None, progress
-        self.processes = Processes(config.device)
+        self.processes = Processes(config.device, config.shard_latents)
         self.accelerator = Accelerator(
             cpu=on_cpu(config.device), log_with=log_with, project_dir=str(out) if out is not None else None
         )
         self.device = self.accelerator.device if config.device == "auto" else torch.device(config.device)
-        self.sae = sae.to(self.device).requires_grad_(True).train()
+        self.shards = Shards(sae, self.processes)
+        self.sae = self.shards.own(self.device).requires_grad_(True).train()
         self.precision = self._precision()
-        self.ops = make_ops(config.ops, self.precision, self.device)
+        kernels = make_ops(config.ops, self.precision, self.device)
+        self.ops = self.shards.kernels(kernels)
         self.set_rows_per_step(config.batch * self.processes.share.rows.size)
         self.optimiser = Adam(
-            dict(sae.named_parameters()),
-            sae.unit_parameters(),
+            dict(self.sae.named_parameters()),
+            self.sae.unit_parameters(),
             config.betas,
             fused=config.ops != "reference" and self.device.type in ("cpu", "cuda"),
             # gradients that processes average must exist as tensors
-            ops=self.ops if isinstance(self.ops, Fused) and self.processes.share.rows.size == 1 else None,
+            ops=kernels if isinstance(kernels, Fused) and self.processes.share.rows.size == 1 else None,
         )
         self.randomness = Randomness(config.seed, self.device)
         prepare(self.sae, config)
         self.step = self.samples = 0
         self.history: list[dict[str, Any]] = []
         self._dead: Tensor | None = None
+        self._any_dead = False
         self.last: Tensor | Rows | None = None
         self.stopped = False
         self._log_with = log_with
         self.callbacks = gather(self, callbacks)
+        self.shards.check(self.callbacks)
 
     def _precision(self) -> str:
         if self.config.precision != "auto":
@@ -205,7 +211,7 @@ class Trainer:
         """Restores or begins."""
         found = resuming.newest(self, resume)
         if found is not None:
-            resuming.restore(self, checkpoint.load(found), feed)
+            resuming.restore(self, checkpoint.load(found, self.shards.part), feed)
         elif self.step == 0:
             begin(self, feed)
 
@@ -233,11 +239,16 @@ class Trainer:
         """Forward, loss, backward; gradients are averaged over processes."""
         if self._dead is None or self.device.type == "cpu" or self.step % DEAD_EVERY == 0:
             self._dead = (self.sae.samples_since_fired >= self.dead_window).nonzero()[:, 0]
+<<<<<<< HEAD
         anneal(self.sae, self.config, self.step, self.steps)
+=======
+            self._any_dead = self.processes.share.latents.total(self._dead.numel()) > 0
+        self._anneal()
+>>>>>>> 94c4a30 (Split latents over processes: what does not fit one device trains in slices and is saved whole)
         losses = self.sae.losses(
             x,
             self.ops,
-            dead=self._dead if self._dead.numel() else None,
+            dead=self._dead if self._any_dead else None,
             progress=self.step / self.steps,
             tilt=self.config.tilt,
         )
@@ -245,6 +256,7 @@ class Trainer:
         if self.device.type == "cpu":
             check_loss(self, losses)
         total.backward()
+        self.shards.sum_gradients(self.optimiser.items())
         self.processes.average_gradients(self.optimiser.parameters.values())
         return losses
 
@@ -287,7 +299,7 @@ class Trainer:
 
     def _validate(self, recorder: Recorder, validation: Iterable[Tensor]) -> None:
         with self.evaluating():
-            metrics: dict[str, Any] = {**validate(self.sae, validation)}
+            metrics: dict[str, Any] = {**validate(self.sae, validation, self.ops)}
             for callback in self.callbacks:
                 callback.validated(self, metrics)
         recorder.log(self.step, metrics)
@@ -303,3 +315,32 @@ class Trainer:
     def look_for_dead(self) -> None:
         """Makes the next step look anew at which latents are dead."""
         self._dead = None
+<<<<<<< HEAD
+=======
+
+    # -- numbers
+
+    def _metrics(self, losses: Losses, x: Tensor | Rows, lr: float) -> dict[str, Any]:
+        x = x.rows if isinstance(x, Rows) else x
+        with torch.no_grad():
+            recon, group, latents = self.sae.restore(losses.recon, x), self.processes.share.rows, self.shards.group
+            values = {
+                "loss": losses.total,
+                **losses.terms,
+                "fvu": (x - recon).square().sum(1).mean() / group.variance(x).sum(),
+                "l0": latents.sum(losses.codes.l0()),
+                "dead": latents.mean((self.sae.samples_since_fired >= self.dead_window).double().mean()),
+            }
+            stacked = torch.stack([v.detach().double() for v in values.values()])
+            stacked = group.mean(stacked)
+        numbers = dict(zip(values, stacked.tolist(), strict=True))
+        return {"samples": self.samples, **numbers, "lr": lr, "kernels": self.kernels}
+
+    def _check_loss(self, losses: Losses) -> None:
+        values = {name: float(term.detach()) for name, term in losses.terms.items()}
+        if wrong := [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]:
+            raise FloatingPointError(
+                f"the loss is no longer finite at step {self.step} ({', '.join(f'{n}={values[n]}' for n in wrong)}): "
+                f"training diverged at a peak learning rate of {self.lr:.3g}. Lower TrainConfig.lr"
+            )
+>>>>>>> 94c4a30 (Split latents over processes: what does not fit one device trains in slices and is saved whole)

@@ -142,13 +142,13 @@ def outliers(rows: Tensor) -> Notice | None:
 
 
 def firings(codes: Coded) -> Tensor:
-    """`[F]` int64: tokens of the batch on which each latent fires, over all processes."""
+    """`[F]` int64: tokens of the batch on which each latent of the whole dictionary fires, over all processes."""
     if isinstance(codes, Ragged):
         counts = torch.zeros(codes.pattern.n_latents, dtype=torch.int64, device=codes.values.device)
         counts.index_add_(0, codes.pattern.columns, (codes.values != 0).long())
     else:
         counts = (codes.values != 0).sum(0)
-    return share().rows.sum(counts)
+    return share().latents.rows(share().rows.sum(counts))
 
 
 class Watch(Callback):

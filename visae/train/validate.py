@@ -6,15 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visae.ops import share
+from visae.ops import Ops, share
 from visae.sae import Dictionary, Moments
 
 
 @torch.no_grad()
-def validate(sae: Dictionary, batches: Iterable[Tensor]) -> dict[str, float]:
+def validate(sae: Dictionary, batches: Iterable[Tensor], ops: Ops | None = None) -> dict[str, float]:
     """Fraction of variance unexplained over all batches, and mean L0, by the rule of inference.
 
     Where processes split the rows of training, each has the same batches here and measures its part of them.
+
+    Args:
+        sae: the dictionary.
+        batches: tokens `[n, d]`.
+        ops: kernels that know of the latents on other processes, where there are any.
 
     Raises:
         ValueError: if there is no batch.
@@ -22,9 +27,9 @@ def validate(sae: Dictionary, batches: Iterable[Tensor]) -> dict[str, float]:
     moments, error, codes_seen = Moments(sae.d), 0.0, 0
     for x, side in own_rows(sae, batches):
         x = x.to(sae.mean.device, torch.float32)
-        codes = sae.encode(x, **side)
-        error += float((x.double() - sae.decode(codes).double()).square().sum())
-        codes_seen += int(codes.l0().sum())
+        recon, active = _alone(sae, x, side) if ops is None or share().latents.size == 1 else _rebuilt(sae, x, ops)
+        error += float((x.double() - recon.double()).square().sum())
+        codes_seen += active
         moments.add(x)
     group, pooled = share().rows, Moments(sae.d)
     for packed in group.gather(moments.pack().to(group.device)).cpu():
@@ -36,6 +41,24 @@ def validate(sae: Dictionary, batches: Iterable[Tensor]) -> dict[str, float]:
         )
     sums = group.sum(torch.tensor([error, float(codes_seen)], dtype=torch.float64, device=group.device))
     return {"val_fvu": float(sums[0]) / pooled.total, "val_l0": float(sums[1]) / pooled.n}
+
+
+def _alone(sae: Dictionary, x: Tensor, side: dict[str, Tensor]) -> tuple[Tensor, int]:
+    """Reconstructions `[n, d]`, and how many codes are not 0."""
+    codes = sae.encode(x, **side)
+    return sae.decode(codes), int(codes.l0().sum())
+
+
+def _rebuilt(sae: Dictionary, x: Tensor, ops: Ops) -> tuple[Tensor, int]:
+    """The same of a dictionary whose latents lie on several processes."""
+    was = sae.activation.training
+    sae.activation.eval()
+    try:
+        codes, _ = sae.code(sae.normalise(x), ops)
+        recon = sae.restore(ops.decode(codes, sae.W_dec, sae.b_dec), x)
+    finally:
+        sae.activation.train(was)
+    return recon, share().latents.total(int((codes.values != 0).sum()))
 
 
 def own_rows(sae: Dictionary, batches: Iterable[Any]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:

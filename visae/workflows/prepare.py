@@ -12,7 +12,7 @@ from visae.sae import Card, load_sae
 from visae.store import ActivationSource
 from visae.store.estimate import duration
 from visae.tokens import TokenPolicy
-from visae.train import TrainConfig, TrainResult
+from visae.train import FREE, TrainConfig, TrainResult
 from visae.workflows.extract import announce
 from visae.workflows.run import CONFIG, Run
 
@@ -102,8 +102,11 @@ def finished(run: Run, meta: store.StoreMeta, settings: TrainConfig) -> bool:
         card = run.card
     except FileNotFoundError:
         return False
-    same = card.training.get("config") == plain(settings.to_dict()) and card.data.get("hash") == meta.content_hash
-    if not same:
+    then, now = (
+        {name: value for name, value in config.items() if name not in FREE}
+        for config in (card.training.get("config", {}), plain(settings.to_dict()))
+    )
+    if then != now or card.data.get("hash") != meta.content_hash:
         raise ValueError(f"{run.folder} holds another dictionary already: take another folder")
     load_sae(run.folder)
     return True

@@ -9,7 +9,7 @@ from visae.model import load_model
 from visae.sae import make_sae, save_sae
 from visae.store import ActivationSource, Loader
 from visae.tokens import TokenPolicy
-from visae.train import Processes, TrainConfig, Trainer, rows_per_step
+from visae.train import FREE, Processes, TrainConfig, Trainer, rows_per_step
 from visae.workflows.estimate import training_estimate
 from visae.workflows.extract import announce
 from visae.workflows.held_out import held_out_images, held_out_rows, measure
@@ -64,6 +64,7 @@ def train(
     schemes: Schemes = Schemes(),  # noqa: B008 (frozen)
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     checkpoint_every: int = 500,
+    shard_latents: int = 1,
     track: tuple[str, ...] = (),
     image_batch: int = 64,
     workers: int = 2,
@@ -110,6 +111,7 @@ def train(
         schemes: how training departs from the plain run.
         precision: of the encoder's matrix product.
         checkpoint_every: steps between checkpoints.
+        shard_latents: split the latents over so many processes, for a dictionary that does not fit one GPU.
         track: accelerate's trackers beside metrics.jsonl, e.g. `tensorboard`.
         image_batch: images per forward pass.
         workers: threads that read and frame images.
@@ -118,10 +120,10 @@ def train(
         device: `auto`, `cpu`, `cuda`, ...
     """
     config = plain(
-        {name: value for name, value in locals().items() if name not in ("out", "device", "workers", "track")}
+        {name: value for name, value in locals().items() if name not in (*FREE, "out", "workers", "track")}
         | {"schemes": asdict(schemes)}
     )
-    processes = Processes(device)
+    processes = Processes(device, shard_latents)
     with processes.together():
         with processes.main_first():
             run = begin(Path(out), config)
@@ -132,7 +134,7 @@ def train(
         if not run.done:
             n_rows, d = rows_ahead(adapted, site, images, policy, dtype, activations)
             width, budget = latents or round(expansion * d), rows or round(passes * n_rows)
-            step = {"batch": batch, "processes": processes.size, "device": place, "settings": schemes.settings()}
+            step = {"batch": batch, "processes": processes.share.rows.size, "device": place, "settings": schemes.settings()}
             announce(f"training: {training_estimate(kind, d, width, chosen, budget, **step)}")
         with processes.main_first():  # which extracts; the others find the rows there
             there = activations if processes.main or stream else activations or folder / "activations"
@@ -147,6 +149,7 @@ def train(
             precision=precision,
             device=place,
             checkpoint_every=checkpoint_every,
+            shard_latents=shard_latents,
             **schemes.settings(),
         )
         if not finished(run, source.meta, settings):

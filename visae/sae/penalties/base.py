@@ -64,9 +64,11 @@ class Penalty(nn.Module, ABC):
         needs: names of the side information that it reads in `Pass.side`.
         warmup: share of training over which the term rises linearly from 0; None for terms that are there at once.
             `TrainConfig.sparsity_warmup` sets it for all that have one.
+        shards: see `visae.sae.slices`.
     """
 
     name: str
+    shards: bool = False
     needs: tuple[str, ...] = ()
     warmup: float | None = None
 

@@ -23,6 +23,7 @@ class AuxK(Penalty):
     """
 
     name = "auxk"
+    shards = True
 
     def __init__(self, coefficient: float = 1 / 32, k_aux: int | None = None):
         super().__init__()
@@ -39,7 +40,8 @@ def unexplained(run: Pass, among: Tensor, k_aux: int | None) -> Tensor:
     """What share of the variance of the error the `k_aux` best of some latents `[m]` leave, where they explain it."""
     error = run.u - run.recon
     k_aux = k_aux or max(1, min(run.u.shape[1] // 2, 512))
-    rule = kernels.TopK(min(k_aux, among.shape[0]), signed=run.sae.signed)
+    alone = kernels.share().latents.size == 1  # else other processes may have more such latents
+    rule = kernels.TopK(min(k_aux, among.shape[0]) if alone else k_aux, signed=run.sae.signed)
     codes = run.sae.select(run.u, rule, run.ops, pre=run.pre, among=among)
     guess = run.ops.decode(codes, run.sae.decoder.atoms(), None)
     spread = kernels.share().rows.variance(error).mean().clamp_min(torch.finfo(error.dtype).tiny)
@@ -102,6 +104,7 @@ class MultiTopK(Penalty):
     """
 
     name = "multi_topk"
+    shards = True
 
     def __init__(self, coefficient: float, k: int, factor: int = 4):
         super().__init__()

@@ -32,6 +32,7 @@ class L1(Penalty):
     """
 
     name = "l1"
+    shards = True
 
     def __init__(self, coefficient: float, warmup: float = 0.05):
         super().__init__()
@@ -39,7 +40,8 @@ class L1(Penalty):
 
     def forward(self, run: Pass) -> Tensor:
         """See `Penalty.forward`."""
-        return ramp(run.progress, self.warmup) * self.coefficient * run.codes.l1(_norms(run)) / run.u.shape[1] ** 0.5
+        size = share().latents.plus(run.codes.l1(_norms(run)))
+        return ramp(run.progress, self.warmup) * self.coefficient * size / run.u.shape[1] ** 0.5
 
 
 class Tanh(Penalty):
@@ -54,6 +56,7 @@ class Tanh(Penalty):
     """
 
     name = "tanh"
+    shards = True
 
     def __init__(self, coefficient: float, slope: float = 4.0, warmup: float = 0.05):
         super().__init__()
@@ -62,7 +65,8 @@ class Tanh(Penalty):
     def forward(self, run: Pass) -> Tensor:
         """See `Penalty.forward`."""
         squashed = run.codes.map(lambda z: torch.tanh(self.slope * z.abs()), _norms(run))
-        return ramp(run.progress, self.warmup) * self.coefficient * squashed.l1() / run.u.shape[1] ** 0.5
+        size = share().latents.plus(squashed.l1())
+        return ramp(run.progress, self.warmup) * self.coefficient * size / run.u.shape[1] ** 0.5
 
 
 class PAnneal(Penalty):
@@ -80,6 +84,7 @@ class PAnneal(Penalty):
     """
 
     name = "p_anneal"
+    shards = True
     alpha: Tensor
     p: Tensor
 
@@ -117,7 +122,7 @@ class PAnneal(Penalty):
             size = z.abs()
             return torch.where(size > 0, torch.where(size > 0, size, torch.ones_like(size)) ** exponent, size)
 
-        return run.codes.map(power, _norms(run)).l1()
+        return share().latents.plus(run.codes.map(power, _norms(run)).l1())
 
 
 class TargetL0(Penalty):
@@ -131,6 +136,7 @@ class TargetL0(Penalty):
     """
 
     name = "target_l0"
+    shards = True
 
     def __init__(self, coefficient: float, warmup: float = 0.05):
         super().__init__()
@@ -139,7 +145,7 @@ class TargetL0(Penalty):
     def forward(self, run: Pass) -> Tensor:
         """See `Penalty.forward`."""
         activation = cast(JumpReLU, run.sae.activation)
-        count = share().rows.mean(activation.count(run.entries()).row_sum())
+        count = share().rows.mean(share().latents.plus(activation.count(run.entries()).row_sum()))
         return ramp(run.progress, self.warmup) * self.coefficient * (count / activation.now - 1).square()
 
 
@@ -167,6 +173,7 @@ class GateL1(Penalty):
     """`coefficient * mean_n sum_j ReLU(gate_j) / sqrt(d)`: sparsity of a gated dictionary acts on its gates alone."""
 
     name = "gate_l1"
+    shards = True
 
     def __init__(self, coefficient: float, warmup: float = 0.05):
         super().__init__()
@@ -174,7 +181,7 @@ class GateL1(Penalty):
 
     def forward(self, run: Pass) -> Tensor:
         """See `Penalty.forward`."""
-        size = run.entries().map(torch.relu).l1()
+        size = share().latents.plus(run.entries().map(torch.relu).l1())
         return ramp(run.progress, self.warmup) * self.coefficient * size / run.u.shape[1] ** 0.5
 
 
@@ -185,6 +192,7 @@ class GateRecon(Penalty):
     """
 
     name = "gate_recon"
+    shards = True
 
     def forward(self, run: Pass) -> Tensor:
         """See `Penalty.forward`."""
