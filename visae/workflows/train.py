@@ -134,8 +134,9 @@ def train(
         if not run.done:
             n_rows, d = rows_ahead(adapted, site, images, policy, dtype, activations)
             width, budget = latents or round(expansion * d), rows or round(passes * n_rows)
-            step = {"batch": batch, "processes": processes.share.rows.size, "device": place, "settings": schemes.settings()}
-            announce(f"training: {training_estimate(kind, d, width, chosen, budget, **step)}")
+            slices, spread = width // shard_latents, processes.share.rows.size
+            told = training_estimate(kind, d, slices, chosen, budget, batch, place, schemes.settings(), spread)
+            announce(f"training: {told}" + (f", in each of {shard_latents} shards" if shard_latents > 1 else ""))
         with processes.main_first():  # which extracts; the others find the rows there
             there = activations if processes.main or stream else activations or folder / "activations"
             source = open_source(
