@@ -196,8 +196,6 @@ class FeatureChoice(Activation):
         zipf: exponent of the law.
     """
 
-    shards = True
-
     threshold: Tensor
     weights: Tensor
 
