@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def step_metrics(trainer: "Trainer", losses: Losses, x: Tensor | Rows, lr: float) -> dict[str, Any]:
     """Loss and its terms, FVU and L0 of the batch, share of dead latents, over all processes."""
-    x, group = x.rows if isinstance(x, Rows) else x, trainer.processes.share.rows
+    x, group, latents = x.rows if isinstance(x, Rows) else x, trainer.processes.share.rows, trainer.shards.group
     recon = trainer.sae.restore(losses.recon, x)
     values = {
         "loss": losses.total,
         **losses.terms,
         "fvu": (x - recon).square().sum(1).mean() / group.variance(x).sum(),
-        "l0": losses.codes.l0(),
-        "dead": (trainer.sae.samples_since_fired >= trainer.dead_window).double().mean(),
+        "l0": latents.sum(losses.codes.l0()),
+        "dead": latents.mean((trainer.sae.samples_since_fired >= trainer.dead_window).double().mean()),
     }
     stacked = group.mean(torch.stack([v.detach().double() for v in values.values()]))
     numbers = dict(zip(values, stacked.tolist(), strict=True))

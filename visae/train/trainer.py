@@ -239,12 +239,8 @@ class Trainer:
         """Forward, loss, backward; gradients are averaged over processes."""
         if self._dead is None or self.device.type == "cpu" or self.step % DEAD_EVERY == 0:
             self._dead = (self.sae.samples_since_fired >= self.dead_window).nonzero()[:, 0]
-<<<<<<< HEAD
-        anneal(self.sae, self.config, self.step, self.steps)
-=======
             self._any_dead = self.processes.share.latents.total(self._dead.numel()) > 0
-        self._anneal()
->>>>>>> 94c4a30 (Split latents over processes: what does not fit one device trains in slices and is saved whole)
+        anneal(self.sae, self.config, self.step, self.steps)
         losses = self.sae.losses(
             x,
             self.ops,
@@ -315,32 +311,3 @@ class Trainer:
     def look_for_dead(self) -> None:
         """Makes the next step look anew at which latents are dead."""
         self._dead = None
-<<<<<<< HEAD
-=======
-
-    # -- numbers
-
-    def _metrics(self, losses: Losses, x: Tensor | Rows, lr: float) -> dict[str, Any]:
-        x = x.rows if isinstance(x, Rows) else x
-        with torch.no_grad():
-            recon, group, latents = self.sae.restore(losses.recon, x), self.processes.share.rows, self.shards.group
-            values = {
-                "loss": losses.total,
-                **losses.terms,
-                "fvu": (x - recon).square().sum(1).mean() / group.variance(x).sum(),
-                "l0": latents.sum(losses.codes.l0()),
-                "dead": latents.mean((self.sae.samples_since_fired >= self.dead_window).double().mean()),
-            }
-            stacked = torch.stack([v.detach().double() for v in values.values()])
-            stacked = group.mean(stacked)
-        numbers = dict(zip(values, stacked.tolist(), strict=True))
-        return {"samples": self.samples, **numbers, "lr": lr, "kernels": self.kernels}
-
-    def _check_loss(self, losses: Losses) -> None:
-        values = {name: float(term.detach()) for name, term in losses.terms.items()}
-        if wrong := [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]:
-            raise FloatingPointError(
-                f"the loss is no longer finite at step {self.step} ({', '.join(f'{n}={values[n]}' for n in wrong)}): "
-                f"training diverged at a peak learning rate of {self.lr:.3g}. Lower TrainConfig.lr"
-            )
->>>>>>> 94c4a30 (Split latents over processes: what does not fit one device trains in slices and is saved whole)
