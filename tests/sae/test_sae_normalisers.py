@@ -161,7 +161,7 @@ def test_planted_features_are_found_through_every_normaliser(name):
     world = PlantedConfig(d=32, n_features=64, active=4)
     loader = Planted(world, 512)
     sae = make_sae("topk", 32, 128, k=4, normaliser=name)
-    config = TrainConfig(steps=250, batch=512, stat_rows=8192, device="cpu", log_every=250)
+    config = TrainConfig(steps=150, batch=512, stat_rows=4096, device="cpu", log_every=150)
     result = Trainer(sae, config, progress=False).fit(loader, [Planted(world, part=1).sample(4096)[0]])
     # layer_norm takes the mean over dimensions off: of each feature, 1 / sqrt(d) on average cannot be seen
     assert recovery(sae, loader.features)["mmcs"] > (0.9 if name == "layer_norm" else 0.95)
