@@ -38,9 +38,9 @@ def test_one_matrix_reads_and_writes_and_more_codes_may_be_kept_at_inference():
     assert float(wider.eval().encode(torch.randn(64, 32)).l0().double().mean()) > 6
 
 
-@pytest.mark.parametrize("batch", [False, True])
-def test_atoms_stay_near_mixtures_of_data_points(batch):
-    sae, _, found = train("archetypal", k=4, points=256, delta=0.2, batch=batch)
+@pytest.mark.parametrize("activation", ["topk", "batch_topk", "jumprelu"])
+def test_atoms_stay_near_mixtures_of_data_points(activation):
+    sae, _, found = train("archetypal", k=4, points=256, delta=0.2, activation=activation)
     part = sae.decoder
     assert found["mmcs"] > 0.95
     assert bool((part.mixture >= 0).all())

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from visae.sae import make_sae
-from visae.train import Planted, PlantedConfig, TrainConfig, Trainer, recovery
+from visae.sae.codes import Codes
+from visae.train import Planted, PlantedConfig, TrainConfig, Trainer, absorption, recovery
 from visae.train.bench import tiers
 
 E1 = PlantedConfig(d=32, n_features=64, active=4)
@@ -47,6 +48,62 @@ def test_where_tokens_hold_different_numbers_of_features_a_budget_over_the_batch
         fvu[kind] = metrics["val_fvu"]
     assert fvu["batch_topk"] <= 0.85 * fvu["topk"]
     assert fvu["jumprelu"] <= fvu["topk"]
+
+
+FAMILIES = PlantedConfig(d=32, n_features=64, active=2, children=3, spread=0.3)
+
+
+def test_kinds_that_keep_parents_from_being_absorbed_by_their_children():
+    absorbed, fvu = {}, {}
+    for kind in ("topk", "hierarchical_topk", "batch_topk", "atm", "orthogonal", "matryoshka"):
+        world = Planted(FAMILIES, 512)
+        sae = make_sae(kind, 32, 128, k=3)
+        config = TrainConfig(steps=200, batch=512, stat_rows=4096, device="cpu", calibration_rows=8192, log_every=200)
+        held_out = [Planted(FAMILIES, part=1).sample(8192)[0]]
+        fvu[kind] = Trainer(sae, config, progress=False).fit(world, held_out).metrics["val_fvu"]
+        absorbed[kind] = absorption(sae, Planted(FAMILIES, part=2))
+    assert absorbed["topk"] > 0.1
+    assert absorbed["hierarchical_topk"] > absorbed["topk"]
+    assert all(absorbed[kind] <= 0.5 * absorbed["topk"] for kind in ("atm", "orthogonal", "matryoshka"))
+    assert absorbed["atm"] < 0.5 * absorbed["batch_topk"]
+    assert fvu["atm"] < fvu["topk"]
+    assert fvu["matryoshka"] > fvu["batch_topk"]
+
+
+class Handmade:
+    """Codes of a planted world as they are; `absorbing` children speak for their parents, too."""
+
+    def __init__(self, world, absorbing):
+        self.world, self.absorbing = world, absorbing
+
+    def directions(self):
+        features = self.world.features.clone()
+        if self.absorbing:
+            parents = torch.arange(self.world.parents).repeat_interleave(3)
+            features[self.world.parents :] += features[parents]
+        return features
+
+    def encode(self, _x):
+        codes = self.world.sample(8192)[1]
+        if self.absorbing:
+            born = codes[:, self.world.parents :].reshape(len(codes), -1, 3).sum(2) > 0
+            codes[:, : self.world.parents] *= ~born
+        return Codes.from_dense(codes)
+
+
+def test_absorption_is_none_in_the_true_dictionary_and_complete_where_children_speak_for_their_parents():
+    world = Planted(FAMILIES)
+    _, codes = world.sample(8192)
+    assert absorption(Handmade(world, absorbing=False), world) == 0
+    assert absorption(Handmade(world, absorbing=True), world) == pytest.approx(0.5, abs=0.05)  # half have a child
+    families = codes[:, 16:].reshape(-1, 16, 3) > 0
+    assert bool((families.sum(2) <= 1).all())
+    assert bool((families.any(2) <= (codes[:, :16] > 0)).all())
+    assert float((codes > 0).sum(1).double().mean()) == pytest.approx(3, abs=0.05)
+    with pytest.raises(ValueError, match="a world with children"):
+        absorption(Handmade(world, absorbing=False), Planted(E1))
+    with pytest.raises(ValueError, match="multiple of 1 \\+ 2"):
+        Planted(PlantedConfig(n_features=64, children=2))
 
 
 def test_data_and_dictionary_may_not_share_a_seed():

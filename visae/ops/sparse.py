@@ -124,6 +124,11 @@ class Ragged:
         size = self.values.abs()
         return (size if weights is None else size * weights[self.pattern.columns]).sum() / self.n_rows
 
+    def sums(self, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """`[F]`: per latent the sum of its values over the batch, each changed; 0 is changed into 0."""
+        sums = torch.zeros(self.pattern.n_latents, dtype=self.values.dtype, device=self.values.device)
+        return sums.index_add(0, self.pattern.columns.long(), change(self.values))
+
     def map(self, change: Callable[[Tensor], Tensor], weights: Tensor | None = None) -> "Ragged":
         """The same entries with other values, of the values times a weight `[F]` per latent where given."""
         values = self.values if weights is None else self.values * weights[self.pattern.columns]
@@ -203,6 +208,10 @@ class Dense:
         """Mean over rows of the sum of |value|, times a weight `[F]` per latent where given."""
         size = self.values.abs()
         return (size if weights is None else size * weights).sum() / self.n_rows
+
+    def sums(self, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """See `Ragged.sums`."""
+        return change(self.values).sum(0)
 
     def map(self, change: Callable[[Tensor], Tensor], weights: Tensor | None = None) -> "Dense":
         """See `Ragged.map`."""

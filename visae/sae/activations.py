@@ -27,6 +27,7 @@ class Activation(nn.Module):
         looks: whether `forward` or `thin` reads the centred inputs.
         thins: whether `thin` does something; the part is then calibrated by `evidence`.
         shards: see `visae.sae.slices`.
+        masks: whether `among` leaves latents out.
     """
 
     signed: bool = False
@@ -37,9 +38,14 @@ class Activation(nn.Module):
     looks: bool = False
     thins: bool = False
     shards: bool = False
+    masks: bool = False
 
     def rule(self) -> Rule | None:
         """The rule now: parts may differ between training and inference (`self.training`)."""
+        return None
+
+    def among(self) -> Tensor | None:
+        """`[m]` int64 latents that take part in this step, for parts with a rule; None for all."""
         return None
 
     def forward(self, pre: Tensor, x: Tensor | None = None) -> Tensor:

@@ -189,7 +189,7 @@ class Dictionary(nn.Module):
         """Codes of normalised inputs, and pre-activations that are in the graph: all, or those that matter."""
         activation, rule = self.activation, self.activation.rule()
         if rule is not None and self.encoder.linear:
-            return self._weighted(self._thinned(self.select(u, rule, ops), u)), None
+            return self._weighted(self._thinned(self.select(u, rule, ops, among=activation.among()), u)), None
         if isinstance(activation, Elementwise) and activation.sparse and self.encoder.linear:
             near = self.select(u, activation.reach(), ops)
             if isinstance(near, Ragged):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from visae.sae import Dictionary, Rows
 
@@ -19,6 +20,9 @@ class PlantedConfig:
         n_features: true unit features, drawn from the sphere.
         active: mean number of features in a sample (exactly so many where `zipf` is 0); a pair draws the number evenly
             from that range, ends included.
+        children: 0, or how many children each feature of the first ones, the parents, has: `active` then counts
+            parents, and each that is active brings one of its children with probability 1/2. Features are the parents,
+            then the children of the first parent, of the second, ...
         zipf: probability of feature i is `rank^-zipf`, scaled to `active` and at most 1/2; 0 draws uniformly.
         mean: of the coefficients, which are normal, ...
         spread: ... with this deviation, at least 0.1.
@@ -31,6 +35,7 @@ class PlantedConfig:
     d: int = 32
     n_features: int = 64
     active: int | tuple[int, int] = 4
+    children: int = 0
     zipf: float = 0.0
     mean: float = 1.0
     spread: float = 0.5
@@ -79,6 +84,12 @@ class Planted:
                 "with zipf every feature has a probability of its own: active is then one number, the mean"
             )
         self.active = low, high
+        self.parents = config.n_features // (1 + config.children)
+        if config.children and (config.zipf or self.parents * (1 + config.children) != config.n_features):
+            raise ValueError(
+                f"with children, zipf is 0 and n_features a multiple of 1 + {config.children}; got zipf {config.zipf} "
+                f"and {config.n_features} features"
+            )
         ranks = torch.arange(1, config.n_features + 1, dtype=torch.float64) ** -config.zipf
         self.probability = (ranks * high / ranks.sum()).clamp(max=0.5).float()
         self._waves = torch.randn(3, config.d, generator=generator)
@@ -120,17 +131,27 @@ class Planted:
         c = self.config
         generator = self._generator(index)
         draws = torch.rand(n, c.n_features, generator=generator)
-        if c.zipf:
-            active = draws < self.probability
-        else:
-            low, high = self.active
-            order = draws.topk(high, dim=1).indices
-            wanted = torch.randint(low, high + 1, (n, 1), generator=generator) if low < high else high
-            inside = (torch.arange(high) < wanted).expand_as(order)
-            active = torch.zeros_like(draws, dtype=torch.bool).scatter_(1, order, inside)
+        active = draws < self.probability if c.zipf else self._drawn(draws[:, : self.parents], generator)
+        if c.children:
+            active = torch.cat([active, self._born(active, generator)], dim=1)
         sizes = (c.mean + c.spread * torch.randn(n, c.n_features, generator=generator)).clamp_min(0.1)
         codes = active * sizes
         return self._mix(codes, generator), codes
+
+    def _drawn(self, draws: Tensor, generator: torch.Generator) -> Tensor:
+        """`[n, m]` bool: the features with the largest draws, as many as a sample has."""
+        low, high = self.active
+        order = draws.topk(high, dim=1).indices
+        wanted = torch.randint(low, high + 1, (len(draws), 1), generator=generator) if low < high else high
+        inside = (torch.arange(high) < wanted).expand_as(order)
+        return torch.zeros_like(draws, dtype=torch.bool).scatter_(1, order, inside)
+
+    def _born(self, parents: Tensor, generator: torch.Generator) -> Tensor:
+        """`[n, children of all]` bool: one child of half of the active parents."""
+        family = (len(parents), self.parents, self.config.children)
+        first = torch.rand(family, generator=generator).argmax(2)
+        born = parents & (torch.rand(family[:2], generator=generator) < 0.5)
+        return (functional.one_hot(first, family[2]).bool() & born[:, :, None]).flatten(1)
 
     def state_dict(self) -> dict[str, Any]:
         """Batches drawn."""
@@ -163,3 +184,34 @@ def matches(directions: Tensor, features: Tensor) -> dict[str, float]:
         "recovered": float((best > 0.9).float().mean()),
         "precision": float(cosines.amax(0).mean()),
     }
+
+
+@torch.no_grad()
+def absorption(sae: Dictionary, world: Planted, n: int = 8192) -> float:
+    """How often a parent's latent is silent where its parent is active, because another one has taken its place.
+
+    The latent of a parent is the one with the largest cosine. On a sample with the parent f it is absorbed if it does
+    not fire and the largest of the projections `z_j |d_j| cos(d_j, f)` of those that do is at least 0.4 of
+    `<x - offset, f>` (the full absorption of Chanin et al. 2024, with the planted direction in place of a probe's).
+
+    Returns:
+        Mean over parents of the share of their samples.
+
+    Raises:
+        ValueError: for a world without children.
+    """
+    if not world.config.children:
+        raise ValueError("absorption needs a world with children: PlantedConfig(children=...)")
+    x, codes = world.sample(n)
+    directions = sae.directions()
+    lengths = torch.linalg.vector_norm(directions, dim=1).clamp_min(torch.finfo(directions.dtype).tiny)
+    sizes = sae.encode(x).to_dense() * lengths
+    shares = []
+    for parent in range(world.parents):
+        feature, rows = world.features[parent], codes[:, parent] > 0
+        cosines = directions @ feature / lengths
+        largest = (sizes[rows] * cosines).amax(1)
+        total = (x[rows] - world.offset) @ feature
+        silent = sizes[rows][:, cosines.argmax()] == 0
+        shares.append((silent & (total > 0) & (largest >= 0.4 * total)).double().mean())
+    return float(torch.stack(shares).mean())

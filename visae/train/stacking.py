@@ -23,10 +23,10 @@ def stackable(sae: Dictionary) -> bool:
     """Whether the encoder's product is all that the kernels need of it while training.
 
     It is for dictionaries without code of their own, with a linear encoder that sees normalised tokens alone, and an
-    activation that goes by a rule.
+    activation that goes by a rule, over all latents.
     """
     plain = type(sae) is Dictionary and type(sae.encoder) is Linear and not sae.needs_to_encode
-    return plain and sae.train().activation.rule() is not None
+    return plain and not sae.activation.masks and sae.train().activation.rule() is not None
 
 
 class Cohort:
