@@ -55,11 +55,8 @@ class MaskedTopK(BatchTopK):
     def observe(self, codes: Coded) -> None:
         """Moves the threshold, and the running means of the latents that took part."""
         super().observe(codes)
-        now = torch.stack([codes.sums(change) for change in (torch.abs, _there, torch.square)]) / codes.n_rows
+        sums = (codes.sums(torch.abs), codes.counts(), codes.sums(torch.square))
+        now = torch.stack([one.to(self.means.dtype) for one in sums]) / codes.n_rows
         rate = torch.clamp(1 / self.seen.to(self.means.dtype), min=self.rate)
-        moved = torch.lerp(self.means, share().rows.mean(now).to(self.means.dtype), rate)
+        moved = torch.lerp(self.means, share().rows.mean(now), rate)
         self.means.copy_(moved if self._kept is None else torch.where(self._kept, moved, self.means))
-
-
-def _there(values: Tensor) -> Tensor:
-    return (values != 0).to(values.dtype)
