@@ -19,8 +19,10 @@ from torch import Tensor
 from visae.train.bench import Size
 from visae.train.config import schedule
 
-L0_COEFFICIENT = 0.11
+L0_COEFFICIENT = 0.12
 """Of SAELens' jumprelu: leaves about 16 codes on the planted dictionary of `visae bench quality`."""
+L0_WARMUP = 2 / 3
+"""Share of the steps over which jumprelu's penalty rises: the longer, the more features SAELens finds there."""
 GROUPS = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Shares of the nested groups, those of visae's own `matryoshka`."""
 
@@ -126,7 +128,7 @@ def _sae_lens(size: Size, plan: Plan) -> Learner:
             "MatryoshkaBatchTopK",
             {"k": size.k, "matryoshka_widths": [round(e * size.n_latents) for e in accumulate(GROUPS)]},
         ),
-        "jumprelu": ("JumpReLU", {"l0_coefficient": L0_COEFFICIENT, "l0_warm_up_steps": plan.warmup}),
+        "jumprelu": ("JumpReLU", {"l0_coefficient": L0_COEFFICIENT, "l0_warm_up_steps": round(L0_WARMUP * plan.steps)}),
     }
     name, own = options[size.kind]
     config = getattr(sae_lens, f"{name}TrainingSAEConfig")(d_in=size.d, d_sae=size.n_latents, device="cpu", **own)
@@ -171,7 +173,12 @@ def _dictionary_learning(size: Size, plan: Plan) -> Learner:
         ),
         "jumprelu": (
             jumprelu.JumpReluTrainer,
-            {"target_l0": size.k, "sparsity_warmup_steps": plan.warmup, "bandwidth": 0.05, "sparsity_penalty": 10.0},
+            {
+                "target_l0": size.k,
+                "sparsity_warmup_steps": round(L0_WARMUP * plan.steps),
+                "bandwidth": 0.05,
+                "sparsity_penalty": 10.0,
+            },
         ),
     }
     maker, own = options[size.kind]
@@ -286,17 +293,12 @@ def _overcomplete(size: Size, plan: Plan) -> Learner:
         train(sae, [batch], criterion, optimiser, rates, nb_epochs=1, monitoring=0, device="cpu")
 
     def coder() -> Coder:
-        sae.eval()
-        atoms = sae.get_dictionary().detach() / norm[1]
-        sae.train()
-
-        def encode(x: Tensor) -> Tensor:
-            sae.eval()
-            codes = sae.encode((x - norm[0]) * norm[1])[1]
-            sae.train()
-            return codes
-
-        return Coder(encode, lambda z: z @ atoms + norm[0], atoms)
+        sae.eval()  # `train_sae` goes back
+        return Coder(
+            lambda x: sae.encode((x - norm[0]) * norm[1])[1],
+            lambda z: sae.decode(z) / norm[1] + norm[0],
+            sae.get_dictionary().detach() / norm[1],
+        )
 
     return Learner(step, coder, optimiser)
 
