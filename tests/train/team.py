@@ -21,12 +21,24 @@ import torch.distributed.tensor
 from safetensors.torch import save_file
 
 from visae.sae import kind_options, make_sae, save_sae
-from visae.train import Planted, PlantedConfig, TrainConfig, Trainer
+from visae.train import Planted, PlantedConfig, TrainConfig, Trainer, rows_per_step
+from visae.train.pieces import Pieces, in_order
 from visae.train.processes import Processes
 
 WORLD = PlantedConfig(d=12, n_features=24, active=3)
 CONFIG = {"steps": 8, "stat_rows": 256, "log_every": 4, "dead_window": 192, "calibration_rows": 512, "device": "cpu"}
 ROWS = 64
+
+
+def stored(folder):
+    """A store of 240 planted rows, in four shards."""
+    from visae.store import Store
+    from visae.store.bench import _made_up_meta, _write_store
+
+    if not folder.exists():
+        rows = Planted(WORLD).sample(240)[0].view(1, 60, 4, 12)
+        _write_store(folder, _made_up_meta(60, 4, 12), rows.numpy().astype("float16"))
+    return Store(folder)
 
 
 class Part(Planted):
@@ -55,7 +67,7 @@ class Part(Planted):
 
 def fit(
     kind, rank=0, processes=1, out=None, dtype="float64", validation=False, resume=False, fault="", width=64,
-    apart=False, **changes
+    apart=False, store=None, **changes
 ):  # fmt: skip
     """Trains a small dictionary on this process's share."""
     sae = make_sae(kind, 12, width, **({"k": 3} if "k" in kind_options(kind) else {}))
@@ -65,14 +77,22 @@ def fit(
     config = TrainConfig(**{**CONFIG, "batch": ROWS // processes, "precision": "fp32", **changes})
     held_out = [Planted(WORLD, part=1, needs=sae.needs).rows(n, n) for n in (65, 40)] if validation else None
     trainer = Trainer(sae.to(getattr(torch, dtype)), config, out, progress=False)
-    return trainer, trainer.fit(Part(rank, processes, fault, sae.needs), held_out, resume=resume)
+    loader = Part(rank, processes, fault, sae.needs)
+    if store is not None:
+        rows = rows_per_step(Path(out)) or ROWS if out else ROWS
+        part = {"rank": rank, "processes": processes, "buffer_bytes": 1000}
+        loader = stored(Path(store)).loader(rows // processes, seed=1, **part)
+    return trainer, trainer.fit(loader, held_out, resume=resume)
 
 
 def told(trainer, result):
     """Tensors and numbers that must not depend on the number of processes."""
     tensors = {f"sae.{name}": t for name, t in trainer.sae.state_dict().items()}
     tensors |= {f"adam.{name}": t for name, t in trainer.optimiser.state_dict().items()}
-    tensors = trainer.shards.collect(tensors)
+    found, tensors = trainer.shards.collect(tensors), {}
+    for name in in_order(found):
+        whole = found[name]
+        tensors[name] = torch.cat(list(whole.rows())) if isinstance(whole, Pieces) else whole
     lines = [{k: v for k, v in line.items() if k != "rows_per_second"} for line in result.history]
     return tensors, {"history": lines, "samples": result.samples, "steps": result.steps}
 

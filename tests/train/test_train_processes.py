@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from visae.sae import kinds, load_sae
 from visae.sae.slices import cannot_shard
-from visae.train import read_metrics
+from visae.train import Processes, read_metrics
+from visae.train.pieces import Pieces, write
 
 HERE = Path(__file__).parent
 _spec = importlib.util.spec_from_file_location("visae_train_team", HERE / "team.py")
@@ -125,9 +126,13 @@ def test_one_folder_is_written_by_the_main_process_alone(start, tmp_path):
     check_lines(read_metrics(tmp_path / "team"), result.history, 1e-9)
 
 
+@pytest.mark.parametrize("rows", ["store", "other loader"])
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_a_run_goes_on_with_another_number_of_processes(start, tmp_path, caplog, before, after):
+def test_a_run_goes_on_with_another_number_of_processes(start, tmp_path, caplog, before, after, rows):
     job = {"kind": "batch_topk", "steps": None, "tokens": 64 * 12, "checkpoint_every": 4}
+    if rows == "store":
+        kit.stored(tmp_path / "store")
+        job["store"] = str(tmp_path / "store")
     batch = 64 // before  # of each process, as it was when the run began
 
     def go(processes, resume):
@@ -145,7 +150,7 @@ def test_a_run_goes_on_with_another_number_of_processes(start, tmp_path, caplog,
     found, said = go(after, resume=True)
     check_equal(found, kit.told(*kit.fit(**job)), 1e-9)
     assert f"from {before} processes to {after}: each takes batches of {64 // after} rows instead of {batch}" in said
-    assert "rows go on exactly only if the loader splits the same batches" in said
+    assert ("rows go on exactly only if the loader splits the same batches" in said) == (rows != "store")
 
 
 def test_rows_per_step_that_cannot_be_shared_are_refused(start, tmp_path):
@@ -268,6 +273,29 @@ def test_the_whole_is_saved_as_any_dictionary(start, tmp_path):
 def test_what_cannot_be_split_is_refused_by_name(start, tmp_path, job, message):
     assert start("fits", tmp_path, jobs={"run": {"shard_latents": 2, **job}}) == [1, 1]
     assert message in (tmp_path / "0.txt").read_text()
+
+
+def test_a_file_written_in_pieces_is_read_by_safetensors_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr("visae.train.pieces.VALUES", 10)
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
+    tensors = {f"a.{d}": (10 * torch.randn(7, 3)).to(d) for d in dtypes}
+    tensors |= {"scalar": torch.tensor(3.5), "none": torch.empty(0, 4), "turned": torch.randn(4, 6).T}
+    parts = Pieces((7, 3), torch.float32, lambda: iter(tensors["a.torch.float32"].split(2)))
+    write(tmp_path / "x.safetensors", tensors | {"parts": parts})
+    found = load_file(tmp_path / "x.safetensors")
+    assert torch.equal(found.pop("parts"), tensors["a.torch.float32"])
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+
+
+def test_accelerate_that_starts_one_process_though_asked_for_more_is_told(monkeypatch, caplog):
+    for name, value in {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("RANK", raising=False)
+    assert Processes("cpu").size == 1
+    assert "started one: on a machine without GPUs it starts more only with --multi_gpu" in caplog.text
 
 
 def test_accelerate_launches_the_command_and_the_dictionary_is_that_of_one_process(tmp_path):

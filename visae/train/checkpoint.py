@@ -3,16 +3,15 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from visae.sae.files import digest
+from visae.train import pieces
 
 STATE, NOTES = "state.safetensors", "state.json"
 SCHEMA = 2
@@ -24,12 +23,12 @@ class Checkpoint:
 
     Attributes:
         step: optimiser steps done.
-        tensors: weights, buffers, moments, random states.
+        tensors: weights, buffers, moments, random states: `Tensor`, or, to be written, `visae.train.pieces.Pieces`.
         notes: JSON values: configuration, samples, state of the loader.
     """
 
     step: int
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Any]
     notes: dict[str, Any]
 
 
@@ -61,7 +60,7 @@ def write(folder: Path, name: str, checkpoint: Checkpoint) -> Path:
     for stale in folder.glob(".*.tmp"):
         shutil.rmtree(stale)
     temporary.mkdir()
-    save_file({name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}, temporary / STATE)
+    pieces.write(temporary / STATE, checkpoint.tensors)
     told = {"schema": SCHEMA, "step": checkpoint.step, "sha256": digest(temporary / STATE), **checkpoint.notes}
     text = json.dumps(told, indent=1)
     (temporary / NOTES).write_text(text, encoding="utf-8")

@@ -52,10 +52,7 @@ class Processes:
         from accelerate import PartialState
 
         if fell_short():
-            LOG.warning(
-                "accelerate was asked for several processes but started one: on a machine without GPUs it starts more "
-                "only with --multi_gpu (in spite of its name), and torchrun --nproc-per-node does"
-            )
+            _tell_of_one()
         state = PartialState(cpu=on_cpu(device), timeout=timedelta(seconds=patience))
         self.size, self.rank, self.device = state.num_processes, state.process_index, state.device
         self.main = self.rank == 0
@@ -191,6 +188,14 @@ def on_cpu(device: str) -> bool:
 
 
 @cache
+def _tell_of_one() -> None:
+    LOG.warning(
+        "accelerate was asked for several processes but started one: on a machine without GPUs it starts more only "
+        "with --multi_gpu (in spite of its name); torchrun --nproc-per-node does as well"
+    )
+
+
+@cache
 def _patient() -> Any:
     """A group for long waits; made by all processes at once."""
     return dist.new_group(backend="gloo", timeout=LONG)
@@ -219,6 +224,9 @@ def _lost_contact(error: Exception) -> bool:
 
 def _hang_up() -> None:
     """Closes this process's connections, which ends the waits of all others."""
-    dist.destroy_process_group()
+    if "nccl" in dist.get_backend():
+        dist.distributed_c10d._abort_process_group()  # destroying would wait for what is under way
+    else:
+        dist.destroy_process_group()
     _patient.cache_clear()
     _groups.cache_clear()

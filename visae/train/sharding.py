@@ -10,11 +10,9 @@ from visae.ops import Ops
 from visae.sae import Dictionary
 from visae.sae.slices import per_latent, slice_of
 from visae.train.callbacks import Callback
+from visae.train.pieces import Pieces, few_rows, fill, in_order
 from visae.train.processes import Processes
 from visae.train.trouble import Watch
-
-PIECE = 2**24
-"""Values that travel at a time when a whole dictionary is put together."""
 
 
 class Shards:
@@ -79,49 +77,47 @@ class Shards:
     def _is_split(self, name: str) -> bool:
         return any(name == own or name.endswith(f".{own}") for own in self.split)
 
-    def collect(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The whole of each tensor on the CPU of the main process; elsewhere what this process has.
+    def collect(self, state: dict[str, Tensor]) -> dict[str, Tensor | Pieces]:
+        """Tensors as the main process writes them: those that are split come from the others while it does so.
 
-        All processes call it with the same names. Nothing but the main process's memory need hold the whole, and only
-        there, once.
+        All processes call it with the same names; on all but the main one it returns when all rows are sent.
         """
         if self.group.size == 1 or self.processes.share.rows.rank:
-            return state
-        return {name: self._whole(t) if self._is_split(name) else t for name, t in sorted(state.items())}
-
-    def _whole(self, own: Tensor) -> Tensor:
+            return dict(state)
         if self.group.rank == 0:
-            out = torch.empty((own.shape[0] * self.group.size, *own.shape[1:]), dtype=own.dtype)
-            out[: own.shape[0]] = own
-            parts: Iterator[Tensor] = iter(out.split(own.shape[0]))
-            next(parts)
-        for sender in range(1, self.group.size):
-            into = next(parts) if self.group.rank == 0 else own
-            for piece in _pieces(into):
-                self._send(piece, sender)
-        return out if self.group.rank == 0 else own
+            return {name: self._whole(t) if self._is_split(name) else t for name, t in state.items()}
+        for name in in_order(state):
+            if self._is_split(name):
+                self._send(state[name])
+        return dict(state)
 
-    def _send(self, piece: Tensor, sender: int) -> None:
-        """From one process of the group to its first."""
-        first, other = (dist.get_global_rank(self.group.handle, rank) for rank in (0, sender))
-        if self.group.rank == sender:
-            dist.send(piece.contiguous(), first, group=self.group.handle)
-        elif self.group.rank == 0:
-            received = torch.empty(piece.shape, dtype=piece.dtype, device=self.group.device)
-            dist.recv(received, other, group=self.group.handle)
-            piece.copy_(received)
+    def _whole(self, own: Tensor) -> Pieces:
+        """A tensor whose rows are on all processes of the group, in their order."""
+
+        def rows() -> Iterator[Tensor]:
+            yield from (part.cpu() for part in few_rows(own.detach()))
+            for sender in range(1, self.group.size):
+                for part in few_rows(own):
+                    received = torch.empty_like(part, device=self.group.device)
+                    dist.recv(received, self._place(sender), group=self.group.handle)
+                    yield received.cpu()
+
+        return Pieces((own.shape[0] * self.group.size, *own.shape[1:]), own.dtype, rows)
+
+    def _send(self, own: Tensor) -> None:
+        for part in few_rows(own.detach()):
+            dist.send(part.contiguous(), self._place(0), group=self.group.handle)
+
+    def _place(self, rank: int) -> int:
+        return dist.get_global_rank(self.group.handle, rank)
 
     @torch.no_grad()
     def finish(self, own: Dictionary) -> None:
         """Puts the trained slices into the whole dictionary, on the main process."""
         if self.group.size == 1:
             return
-        state = self.collect(own.state_dict())
+        found, whole = self.collect(own.state_dict()), self.whole.state_dict()
         if self.processes.main:
-            self.whole.load_state_dict(state)
+            for name in in_order(found):
+                fill(whole[name], found[name])
             self.whole.eval()
-
-
-def _pieces(tensor: Tensor) -> Iterator[Tensor]:
-    """Consecutive rows, few at a time."""
-    return iter(tensor.split(max(1, PIECE // max(1, tensor[0].numel()))))
