@@ -28,6 +28,7 @@ COMMANDS = {
     "train": "visae.workflows.train:train",
     "specialise": "visae.workflows.specialise:specialise",
     "suite": "visae.workflows.suite:suite",
+    "layer_groups": "visae.workflows.layer_groups:layer_groups",
     "heatmap": "visae.workflows.heatmap:heatmap",
     "report": "visae.workflows.report:report",
     "bench extract": "visae.workflows.bench:extract",

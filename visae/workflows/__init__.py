@@ -4,6 +4,7 @@ from visae.workflows.demo import demo
 from visae.workflows.estimate import estimate
 from visae.workflows.extract import extract
 from visae.workflows.heatmap import heatmap
+from visae.workflows.layer_groups import layer_groups
 from visae.workflows.listing import kinds, models, sites
 from visae.workflows.options import Schemes
 from visae.workflows.report import report
@@ -13,6 +14,6 @@ from visae.workflows.suite import suite
 from visae.workflows.train import train
 
 __all__ = [
-    "Run", "Schemes", "demo", "estimate", "extract", "heatmap", "kinds", "models", "report", "sites", "specialise",
-    "suite", "train",
+    "Run", "Schemes", "demo", "estimate", "extract", "heatmap", "kinds", "layer_groups", "models", "report", "sites",
+    "specialise", "suite", "train",
 ]  # fmt: skip

@@ -1,0 +1,193 @@
+"""Group the layers of a model by what they compute, and train one dictionary per group."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from visae.data import load_data
+from visae.evaluate.layers import amad as average
+from visae.evaluate.layers import fewest_groups, group_layers
+from visae.model import load_model
+from visae.sae import kind_options
+from visae.tokens import TokenPolicy
+from visae.train import TrainConfig
+from visae.workflows.estimate import training_estimate
+from visae.workflows.extract import announce
+from visae.workflows.layer_work import Form, LayerWork, blocks, measure_layers
+from visae.workflows.run import pick_device
+from visae.workflows.site_rows import SiteRows
+from visae.workflows.table import text_table
+from visae.workflows.train import begin, held_out_images, plain
+
+FOUND = "layers.json"
+
+
+@dataclass(frozen=True)
+class LayerGroups:
+    """Which layers share a dictionary, and how well that works; prints as a table.
+
+    Attributes:
+        folder: of everything.
+        layers: names, in the order of the network.
+        distances: `[L][L]` angular distances, see `visae.evaluate.layers`.
+        amad: of every number of groups, from one to one per layer.
+        groups: names of the layers of each group.
+        fvu: of each layer, held out, by the dictionary of its group.
+        alone: the same by a dictionary of its own, if that was asked for.
+        seconds: of training the groups' dictionaries, and the layers' own; None where it was not done in one go.
+    """
+
+    folder: Path
+    layers: list[str]
+    distances: list[list[float]]
+    amad: list[float]
+    groups: list[list[str]]
+    fvu: dict[str, float]
+    alone: dict[str, float]
+    seconds: tuple[float | None, float | None]
+
+    def write(self) -> None:
+        """Writes `layers.json`."""
+        partial = self.folder / f".{FOUND}.tmp"
+        partial.write_text(json.dumps(asdict(self) | {"folder": str(self.folder)}, indent=1), encoding="utf8")
+        os.replace(partial, self.folder / FOUND)
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """FVU of each layer over that of a dictionary of its own; empty if there is none."""
+        return {name: self.fvu[name] / value for name, value in self.alone.items()}
+
+    def __str__(self) -> str:
+        number = {name: i for i, group in enumerate(self.groups) for name in group}
+        head = ["layer", "group", "FVU", *(["alone", "ratio"] if self.alone else [])]
+        rows: list[list[Any]] = []
+        for name in self.layers:
+            more = [f"{self.alone[name]:.4f}", f"{self.fvu[name] / self.alone[name]:.2f}"] if self.alone else []
+            rows.append([name, number[name], f"{self.fvu[name]:.4f}", *more])
+        told = ", ".join(f"{n}: {value:.3f}" for n, value in enumerate(self.amad, start=1))
+        lines = [text_table(head, rows), "", f"AMAD by number of groups: {told}"]
+        if ratios := self.ratios.values():
+            lines.append(
+                f"FVU against a dictionary per layer: {sum(ratios) / len(ratios):.2f} times, at most {max(ratios):.2f}"
+            )
+        grouped, alone = self.seconds
+        if grouped is not None and alone is not None:
+            lines.append(f"training took {grouped:.0f} s, {grouped / alone:.2f} times that of a dictionary per layer")
+        return "\n".join([*lines, f"a folder per layer in {self.folder}: visae report {self.folder}/{self.layers[0]}"])
+
+
+def layer_groups(
+    out: Path = Path("runs/layers"),
+    *,
+    model: str = "visae:tiny-vit",
+    layers: tuple[str, ...] = (),
+    groups: int | None = None,
+    amad: float = 0.2,
+    compare: bool = False,
+    data: str = "world:train?n=4000&objects=1",
+    validation: str | None = None,
+    stream: bool = False,
+    tokens: str = "patch",
+    per_image: int | None = None,
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16",
+    kind: str = "topk",
+    latents: int | None = None,
+    expansion: float = 8,
+    k: float = 32,
+    options: dict[str, float] = {},  # noqa: B006 (read only)
+    rows: int | None = None,
+    passes: float = 8,
+    batch: int = 4096,
+    lr: float | None = None,
+    seed: int = 0,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    checkpoint_every: int = 500,
+    image_batch: int = 64,
+    workers: int = 2,
+    pretrained: bool = True,
+    image_size: tuple[int, int] | None = None,
+    device: str = "auto",
+) -> LayerGroups:
+    """Group the layers of a model by what they compute, and train one dictionary per group.
+
+    Layers are compared by the angle between the same token at both; neighbours that are alike share a dictionary,
+    which is trained on rows of all of them, each layer centred and scaled by itself, as many rows in all as a layer
+    alone would get. Every layer then has a folder with that dictionary and its own scale, to be used like any other.
+
+    Example:
+        visae layer_groups runs/layers --model visae:tiny-vit --groups 2 --latents 512 --k 16 --compare
+
+    Args:
+        out: folder of everything.
+        model: model name, see `visae models`.
+        layers: sites in the order of the network; the outputs of all blocks if not given.
+        groups: number of groups; as few as `amad` allows if not given.
+        amad: largest average maximum angular distance (0: the same direction, 0.5: right angles) of a grouping.
+        compare: train a dictionary for each layer, too, and tell the ratios of FVU and time.
+        data: images to train on, see `visae extract --help`.
+        validation: images to measure on; a world's own validation split, else the training images.
+        stream: compute activations while training, all layers in one forward pass, and store nothing.
+        tokens: kinds of token to keep: `patch`, `cls`, `reg`, joined by `+`, or `all`.
+        per_image: keep this many tokens of each image; all if not given.
+        dtype: of the rows.
+        kind: kind of dictionary, see `visae kinds`.
+        latents: width; `expansion` times the token's length if not given.
+        expansion: width as a multiple of the token's length.
+        k: codes per token, for kinds that have it.
+        options: further options of the kind.
+        rows: rows to train each dictionary on; `passes` over the rows of one layer if not given.
+        passes: passes over the data.
+        batch: rows per step.
+        lr: peak learning rate; a rule of width and budget if not given.
+        seed: of the weights and of the order of the rows.
+        precision: of the encoder's matrix product.
+        checkpoint_every: steps between checkpoints.
+        image_batch: images per forward pass.
+        workers: threads that read and frame images.
+        pretrained: trained weights; `--no-pretrained` builds the model with random ones.
+        image_size: height and width of the input in pixels; the model's own if not given.
+        device: `auto`, `cpu`, `cuda`, ...
+    """
+    given = ("out", "compare", "device", "workers")
+    told = plain({name: value for name, value in locals().items() if name not in (*given, "given")})
+    place, folder = pick_device(device), begin(Path(out), told).folder
+    adapted = load_model(model, pretrained=pretrained, image_size=image_size, device=place)
+    names = [adapted.site(name).name for name in layers] if layers else blocks(adapted)
+    images, policy = load_data(data), TokenPolicy.parse(tokens, per_image=per_image)
+    source = SiteRows(
+        adapted, names, images, policy, folder,
+        dtype=dtype, stream=stream, image_batch=image_batch, workers=workers,
+    )  # fmt: skip
+    d = source.metas[names[0]].d
+    form = Form(
+        kind, latents or round(expansion * d), {**({"k": whole(k)} if "k" in kind_options(kind) else {}), **options}
+    )
+    form.make(d)  # what no dictionary can have is refused before anything runs
+    budget = rows or round(passes * source.n_rows)
+    config = TrainConfig(
+        tokens=budget, batch=batch, lr=lr, seed=seed, precision=precision, device=place,
+        checkpoint_every=checkpoint_every, stat_rows=min(65_536, source.n_rows),
+    )  # fmt: skip
+    likeness = measure_layers(adapted, names, images, policy, folder, batch=image_batch, workers=workers)
+    distances = likeness.distances
+    found = fewest_groups(distances, amad) if groups is None else group_layers(distances, groups)
+    parted = [[names[i] for i in group] for group in found]
+    number = len(parted) + (len(names) if compare else 0)
+    announce(f"groups: {'; '.join(' '.join(group) for group in parted)}")
+    announce(
+        f"{number} dictionaries, each: {training_estimate(kind, d, form.n_latents, form.options, budget, batch, place)}"
+    )
+    work = LayerWork(adapted, source, form, config, folder, told)
+    seconds = work.grouped(parted, likeness.scales, stream), work.alone(names) if compare else None
+    fvu, alone = work.fvu(names, held_out_images(images, validation), compare)
+    every = [average(distances, group_layers(distances, n)) for n in range(1, len(names) + 1)]
+    report = LayerGroups(folder, names, distances.tolist(), every, parted, fvu, alone, seconds)
+    report.write()
+    return report
+
+
+def whole(k: float) -> float:
+    """A number of codes as an integer where it is one."""
+    return int(k) if k == int(k) else k
