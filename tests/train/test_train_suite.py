@@ -285,6 +285,33 @@ def test_a_member_that_diverges_is_given_up_and_the_others_go_on(tmp_path):
         Suite([Member("wild", sae("relu_l1"), members[2].config)], progress=False).fit(Planted(WORLD, 64))
 
 
+def test_a_member_that_stops_early_leaves_the_others_to_go_on(tmp_path):
+    """Its thresholds are calibrated on batches that the others have yet to train on."""
+    held_out = list(islice(Planted(WORLD, 64, part=1), 3))
+
+    def members():
+        still = {**COMMON, "validate_every": 4, "patience": 1, "lr": 1e-30}
+        early = Member("early", sae("batch_topk"), TrainConfig(**still))
+        late = {**COMMON, "validate_every": 4, "best": True, "ema": 0.9, "checkpoint_every": 7}
+        return [early, Member("late", sae("topk"), TrainConfig(**late))]
+
+    result = Suite(members(), tmp_path / "suite", progress=False).fit(Planted(WORLD, 64), held_out)
+    assert result.results["early"].steps < 20
+    assert result.results["late"].steps == 20
+    for member in members():
+        expected = Trainer(member.sae, member.config, tmp_path / member.name, progress=False).fit(
+            Planted(WORLD, 64), held_out
+        )
+        same_run(tmp_path / "suite" / member.name, tmp_path / member.name)
+        assert result.results[member.name].metrics["val_fvu"] == pytest.approx(
+            expected.metrics["val_fvu"], abs=TOLERANCE
+        )
+    again = Suite(members(), tmp_path / "suite", progress=False).fit(Planted(WORLD, 64), held_out, resume=True)
+    assert {name: one.steps for name, one in again.results.items()} == {
+        name: one.steps for name, one in result.results.items()
+    }
+
+
 def test_members_that_cannot_share_a_stream_are_refused_by_name():
     a, b = mixed("fp32")[:2]
     with pytest.raises(ValueError, match="several are called a"):

@@ -10,16 +10,17 @@ from visae.data import load_data
 from visae.evaluate.layers import amad as average
 from visae.evaluate.layers import fewest_groups, group_layers
 from visae.model import load_model
-from visae.sae import kind_options
 from visae.tokens import TokenPolicy
-from visae.train import TrainConfig
+from visae.train import FREE, TrainConfig
 from visae.workflows.estimate import training_estimate
 from visae.workflows.extract import announce
+from visae.workflows.held_out import held_out_images
 from visae.workflows.layer_work import Form, LayerWork, blocks, measure_layers
+from visae.workflows.options import Schemes, kind_choices
+from visae.workflows.prepare import begin, plain
 from visae.workflows.run import pick_device
 from visae.workflows.site_rows import SiteRows
 from visae.workflows.table import text_table
-from visae.workflows.train import begin, held_out_images, plain
 
 FOUND = "layers.json"
 
@@ -96,12 +97,13 @@ def layer_groups(
     latents: int | None = None,
     expansion: float = 8,
     k: float = 32,
-    options: dict[str, float] = {},  # noqa: B006 (read only)
+    options: dict[str, float | str] = {},  # noqa: B006 (read only)
     rows: int | None = None,
     passes: float = 8,
     batch: int = 4096,
     lr: float | None = None,
     seed: int = 0,
+    schemes: Schemes = Schemes(),  # noqa: B008 (frozen)
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     checkpoint_every: int = 500,
     image_batch: int = 64,
@@ -142,6 +144,7 @@ def layer_groups(
         batch: rows per step.
         lr: peak learning rate; a rule of width and budget if not given.
         seed: of the weights and of the order of the rows.
+        schemes: how training departs from the plain run; nothing is looked at while training.
         precision: of the encoder's matrix product.
         checkpoint_every: steps between checkpoints.
         image_batch: images per forward pass.
@@ -150,8 +153,10 @@ def layer_groups(
         image_size: height and width of the input in pixels; the model's own if not given.
         device: `auto`, `cpu`, `cuda`, ...
     """
-    given = ("out", "compare", "device", "workers")
-    told = plain({name: value for name, value in locals().items() if name not in (*given, "given")})
+    told = plain(
+        {name: value for name, value in locals().items() if name not in (*FREE, "out", "compare", "workers")}
+        | {"schemes": asdict(schemes)}
+    )
     place, folder = pick_device(device), begin(Path(out), told).folder
     adapted = load_model(model, pretrained=pretrained, image_size=image_size, device=place)
     names = [adapted.site(name).name for name in layers] if layers else blocks(adapted)
@@ -161,14 +166,13 @@ def layer_groups(
         dtype=dtype, stream=stream, image_batch=image_batch, workers=workers,
     )  # fmt: skip
     d = source.metas[names[0]].d
-    form = Form(
-        kind, latents or round(expansion * d), {**({"k": whole(k)} if "k" in kind_options(kind) else {}), **options}
-    )
+    chosen = kind_choices(kind, k, options)
+    form = Form(kind, latents or round(expansion * d), chosen)
     form.make(d)  # what no dictionary can have is refused before anything runs
     budget = rows or round(passes * source.n_rows)
     config = TrainConfig(
         tokens=budget, batch=batch, lr=lr, seed=seed, precision=precision, device=place,
-        checkpoint_every=checkpoint_every, stat_rows=min(65_536, source.n_rows),
+        checkpoint_every=checkpoint_every, stat_rows=min(65_536, source.n_rows), **schemes.settings(),
     )  # fmt: skip
     likeness = measure_layers(adapted, names, images, policy, folder, batch=image_batch, workers=workers)
     distances = likeness.distances
@@ -176,9 +180,8 @@ def layer_groups(
     parted = [[names[i] for i in group] for group in found]
     number = len(parted) + (len(names) if compare else 0)
     announce(f"groups: {'; '.join(' '.join(group) for group in parted)}")
-    announce(
-        f"{number} dictionaries, each: {training_estimate(kind, d, form.n_latents, form.options, budget, batch, place)}"
-    )
+    cost = training_estimate(kind, d, form.n_latents, chosen, budget, batch, place, schemes.settings())
+    announce(f"{number} dictionaries, each: {cost}")
     work = LayerWork(adapted, source, form, config, folder, told)
     seconds = work.grouped(parted, likeness.scales, stream), work.alone(names) if compare else None
     fvu, alone = work.fvu(names, held_out_images(images, validation), compare)
@@ -186,8 +189,3 @@ def layer_groups(
     report = LayerGroups(folder, names, distances.tolist(), every, parted, fvu, alone, seconds)
     report.write()
     return report
-
-
-def whole(k: float) -> float:
-    """A number of codes as an integer where it is one."""
-    return int(k) if k == int(k) else k

@@ -22,9 +22,9 @@ from visae.store import WideStream
 from visae.tokens import TokenPolicy
 from visae.train import Member, Suite, TrainConfig, TrainResult
 from visae.train.mixed import Mixed, shares
+from visae.workflows.prepare import begin, describe, finished, plain
 from visae.workflows.run import Run
 from visae.workflows.site_rows import SiteRows
-from visae.workflows.train import begin, describe, finished, plain
 
 STATISTICS = "layers.safetensors"
 SAMPLE = 65_536

@@ -6,12 +6,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from visae.data.sample import ImageData
 from visae.model import AdaptedModel
 from visae.store import ActivationSource, StoreMeta, WideStream
 from visae.store.store import Chunk
 from visae.tokens import TokenPolicy
 from visae.train import split_columns
+from visae.workflows.held_out import held_out_rows
 from visae.workflows.prepare import open_source
 
 
@@ -84,6 +87,10 @@ class SiteRows:
                 for parts in wide.parts():
                     yield parts
                     bar.update(len(next(iter(parts.values())).item.unique()))
+
+    def first(self, images: ImageData, site: str) -> list[Tensor]:
+        """The first rows of other images at a site, to look at while training."""
+        return held_out_rows(self._adapted, site, images, self._policy, self._batch, self._workers)
 
     def _wide(self, images: ImageData, dtype: str) -> list[WideStream]:
         """One stream for all sites with the same tokens."""

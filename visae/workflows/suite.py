@@ -1,7 +1,7 @@
 """Train many dictionaries from one stream of activations, and compare them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +9,8 @@ from visae.data import load_data
 from visae.model import load_model
 from visae.tokens import TokenPolicy
 from visae.train import TrainConfig
+from visae.workflows.held_out import held_out_images
+from visae.workflows.options import Schemes
 from visae.workflows.prepare import plain
 from visae.workflows.run import pick_device
 from visae.workflows.site_rows import SiteRows
@@ -40,6 +42,7 @@ def suite(
     mfr: tuple[float, ...] = (0.0,),
     bag: bool = False,
     boost: int = 1,
+    schemes: Schemes = Schemes(),  # noqa: B008 (frozen)
     cases: tuple[dict[str, Any], ...] = (),
     rows: int | None = None,
     passes: float = 8,
@@ -94,6 +97,7 @@ def suite(
         mfr: coefficients that draw dictionaries which differ only in the seed towards one another; 0 leaves them alone.
         bag: measure the mean of all seeds of a setting, too, as one dictionary.
         boost: so many dictionaries one after another, each on what those before left, measured as one, too.
+        schemes: how training departs from the plain run, for all.
         cases: in YAML only: a list of settings, each laid over the others and crossed by itself.
         rows: rows to train on; `passes` over the data if not given.
         passes: passes over the data.
@@ -113,8 +117,8 @@ def suite(
     common = {
         "model": model, "data": data, "validation": validation, "stream": stream, "tokens": tokens,
         "per_image": per_image, "dtype": dtype, "rows": rows, "passes": passes, "batch": batch, "order": seed[0],
-        "precision": precision, "checkpoint_every": checkpoint_every, "image_batch": image_batch,
-        "pretrained": pretrained, "image_size": image_size,
+        "precision": precision, "image_batch": image_batch,
+        "pretrained": pretrained, "image_size": image_size, "schemes": asdict(schemes),
     }  # fmt: skip
     settings, place = expand(base, cases), pick_device(device)
     adapted = load_model(model, pretrained=pretrained, image_size=image_size, device=place)
@@ -131,8 +135,12 @@ def suite(
         device=place,
         checkpoint_every=checkpoint_every,
         stat_rows=min(65_536, site_rows.n_rows),  # one pass tells all that there is
+        **schemes.settings(),
     )
-    work = Work(adapted, site_rows, plain(common), Path(out), order=seed[0])
+    work = Work(
+        adapted, site_rows, plain(common), Path(out),
+        order=seed[0], schemes=schemes, held_out=held_out_images(images, validation),
+    )  # fmt: skip
     jobs = work.plan(settings, config)
     if bag or boost > 1:
         check_ensembles(jobs)
@@ -141,7 +149,7 @@ def suite(
     entries = [work.entry(job) for job in done]
     entries += work.bags(done) if bag else []
     entries += work.boosts(done, boost) if boost > 1 else []
-    found = SuiteReport(Path(out), *work.measure(entries, images, validation), failed=failed)
+    found = SuiteReport(Path(out), *work.measure(entries, images), failed=failed)
     found.write()
     return found
 

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from torch import Tensor
+
 from visae.data.sample import ImageData
 from visae.evaluate import Evaluation
 from visae.model import AdaptedModel
@@ -17,7 +19,8 @@ from visae.train import Member, Suite, TrainConfig
 from visae.train.stacking import CELLS
 from visae.workflows.estimate import TrainingEstimate, training_estimate
 from visae.workflows.extract import announce
-from visae.workflows.held_out import held_out_images, judged
+from visae.workflows.held_out import judged
+from visae.workflows.options import Schemes, kind_choices
 from visae.workflows.prepare import begin, describe, finished, plain
 from visae.workflows.run import Run
 from visae.workflows.site_rows import SiteRows
@@ -48,7 +51,12 @@ class Job:
     def sae(self) -> Dictionary:
         """The dictionary, empty."""
         one, d = self.setting, self.meta.d
-        return make_sae(one.kind, d, one.width(d), normaliser=one.normaliser, **one.chosen())
+        return make_sae(one.kind, d, one.width(d), normaliser=one.normaliser, **self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All options of the kind, of the types that it wants."""
+        return kind_choices(self.setting.kind, self.setting.k or 0, self.setting.options)
 
     @property
     def finished(self) -> bool:
@@ -65,10 +73,23 @@ class Work:
         common: options that all members share, for their folders.
         out: folder of the suite.
         order: seed of the order of the rows.
+        schemes: how training departs from the plain run.
+        held_out: images to look at while training, where schemes do.
     """
 
-    def __init__(self, adapted: AdaptedModel, rows: SiteRows, common: dict[str, Any], out: Path, order: int):
-        self.adapted, self.rows, self.common, self.out, self.order = adapted, rows, common, out, order
+    def __init__(
+        self,
+        adapted: AdaptedModel,
+        rows: SiteRows,
+        common: dict[str, Any],
+        out: Path,
+        *,
+        order: int,
+        schemes: Schemes,
+        held_out: ImageData,
+    ):
+        self.adapted, self.rows, self.common, self.out = adapted, rows, common, out
+        self.order, self.schemes, self.held_out = order, schemes, held_out
 
     def plan(self, settings: Sequence[Setting], config: TrainConfig) -> list[Job]:
         """A folder with its options for each setting.
@@ -96,12 +117,15 @@ class Work:
     def train(self, jobs: Sequence[Job], stages: int = 1) -> dict[str, str]:
         """Trains what is not there yet; returns why members failed, by name."""
         todo = _with_peers(jobs)
-        announce(estimate(todo, len(jobs)) + (f"; then {stages - 1} more such stages of boosting" * (stages > 1)))
+        announce(
+            estimate(todo, len(jobs), self.schemes)
+            + (f"; then {stages - 1} more such stages of boosting" * (stages > 1))
+        )
         if not todo:
             return {}
         members = [Member(job.name, job.sae(), job.config, job.setting.site, job.after) for job in todo]
         loaders = self.rows.loaders(todo[0].config.batch, self.order)
-        result = Suite(members, self.out).fit(loaders, resume=True)
+        result = Suite(members, self.out).fit(loaders, self._looks({job.setting.site for job in todo}), resume=True)
         for job, member in zip(todo, members, strict=True):
             if job.name in result.results:
                 source = self.rows.sources[job.setting.site]
@@ -109,6 +133,12 @@ class Work:
                     member.sae, job.run.folder, describe(self.adapted, source, job.config, result.results[job.name])
                 )
         return result.failed
+
+    def _looks(self, sites: Iterable[str]) -> dict[str, list[Tensor]] | None:
+        """Held-out rows by site, where training looks at them."""
+        if self.schemes.validate_every is None:
+            return None
+        return {site: self.rows.first(self.held_out, site) for site in sites}
 
     def entry(self, job: Job) -> Entry:
         """A finished dictionary, to be measured."""
@@ -154,15 +184,17 @@ class Work:
         save_sae(ensemble, self.out / name, first.run.card.updated(metrics={}))
         return Entry(name, first.setting, cast(Dictionary, ensemble), self.out / name, label)
 
-    def measure(
-        self, entries: Sequence[Entry], images: ImageData, validation: str | None
-    ) -> tuple[list[Row], int, str]:
-        """Measures every dictionary in one pass over held-out images, and writes it into the cards.
+    def measure(self, entries: Sequence[Entry], images: ImageData) -> tuple[list[Row], int, str]:
+        """Measures every dictionary in one pass over the held-out images, and writes it into the cards.
+
+        Args:
+            entries: the dictionaries.
+            images: that were trained on.
 
         Returns:
             Rows of the comparison, tokens measured at a site, name of the images.
         """
-        held_out = held_out_images(images, validation)
+        held_out = self.held_out
         evaluations = {entry.name: Evaluation(entry.sae) for entry in entries}
         for parts in self.rows.held_out(held_out):
             for entry in entries:
@@ -202,7 +234,7 @@ def check_ensembles(jobs: Sequence[Job]) -> None:
         Ensemble("bag", [job.sae()])
 
 
-def estimate(todo: Sequence[Job], members: int) -> str:
+def estimate(todo: Sequence[Job], members: int, schemes: Schemes) -> str:
     """What training will cost, in words; time from a few steps of every kind and width."""
     if not todo:
         return f"suite: all {members} dictionaries are there already"
@@ -213,7 +245,9 @@ def estimate(todo: Sequence[Job], members: int) -> str:
         one, d = job.setting, job.meta.d
         key = one.kind, d, one.width(d)
         if key not in costs:
-            costs[key] = training_estimate(*key, one.chosen(), config.tokens or 0, config.batch, config.device)
+            costs[key] = training_estimate(
+                *key, job.options, config.tokens or 0, config.batch, config.device, schemes.settings()
+            )
         cells += config.batch * one.width(d)
         memory += costs[key].memory - 2 * config.batch * one.width(d)
         seconds += costs[key].seconds

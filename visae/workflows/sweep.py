@@ -41,10 +41,6 @@ class Setting:
         """Latents for tokens of length d."""
         return self.latents or round(self.expansion * d)
 
-    def chosen(self) -> dict[str, Any]:
-        """All options of the kind, k among them."""
-        return {**({} if self.k is None else {"k": self.k}), **self.options}
-
     def name(self, d: int) -> str:
         """Name of its folder; what is not left to a rule is in it, so that a longer sweep keeps the names."""
         parts = [self.site, self.kind, *([] if self.k is None else [f"k{self.k:g}"]), f"f{self.width(d)}"]
