@@ -76,7 +76,7 @@ FORMULAS = {
         ("topk", "msae_uw", "msae_rw", "hierarchical_topk", "archetypal", "k_sparse", "kron", "temporal"),
         lambda _, pre: pre.relu() * largest(pre),
     ),
-    **dict.fromkeys(("batch_topk", "matryoshka", "orthogonal", "feature_choice", "atm"), above),
+    **dict.fromkeys(("batch_topk", "matryoshka", "orthogonal", "feature_choice", "atm", "contrastive"), above),
     **dict.fromkeys(("relu_l1", "p_anneal"), lambda _, pre: pre.relu()),
     **dict.fromkeys(("abs_topk", "vsae"), lambda _, pre: pre * largest(pre.abs())),
     "jumprelu": jump,

@@ -29,6 +29,8 @@ REACH = {
     ("vsae", "kl"): CODES,
     ("gba", "recon"): {"activation.gain", "decoder.weight"},
     ("top_afa", "afa"): CODES,
+    ("contrastive", "other"): ALL,
+    ("contrastive", "contrast"): CODES,
     ("temporal", "recon"): ALL | {f"modulation.{part}.{p}" for part in ("first", "second") for p in ("weight", "bias")},
 }  # fmt: skip
 for _kind in (

@@ -59,7 +59,10 @@ def test_rows_are_cut_and_joined_with_what_belongs_to_them():
 
 def test_kinds_say_what_they_need():
     needs = {kind: make_sae(kind, 8, 64).needs for kind in kinds()}
-    assert {kind: names for kind, names in needs.items() if names} == {"temporal": ("sigma",)}
+    assert {kind: names for kind, names in needs.items() if names} == {
+        "contrastive": ("other",),
+        "temporal": ("sigma",),
+    }
 
 
 def test_without_modulation_temporal_is_topk_to_the_last_bit(tokens):

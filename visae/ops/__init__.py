@@ -16,7 +16,7 @@ from visae.ops.nesting import Nesting
 from visae.ops.reference import Reference
 from visae.ops.rules import Above, BatchTopK, FeatureChoice, Rule, Threshold, TopK
 from visae.ops.shared import batch_topk, feature_choice
-from visae.ops.sparse import Coded, Dense, Pattern, Ragged
+from visae.ops.sparse import Coded, Dense, Pattern, Ragged, overlap
 from visae.ops.stack import Stack
 from visae.ops.update import Adam, project_rows, unit_rows
 from visae.registry import UnknownName
@@ -24,8 +24,8 @@ from visae.registry import UnknownName
 __all__ = [
     "ALONE", "Above", "Adam", "BatchTopK", "Coded", "Dense", "Eager", "FeatureChoice", "Fused", "Group", "Nesting",
     "Ops", "Pattern", "Ragged", "Reference", "Rule", "Share", "Stack", "Threshold", "TopK", "batch_topk",
-    "fast_precision", "feature_choice", "load_kernels", "make_ops", "nearest", "project_rows", "randn_like", "share",
-    "sharing", "unit_rows", "usable_kernels",
+    "fast_precision", "feature_choice", "load_kernels", "make_ops", "nearest", "overlap", "project_rows", "randn_like",
+    "share", "sharing", "unit_rows", "usable_kernels",
 ]  # fmt: skip
 
 

@@ -244,6 +244,22 @@ class Dense:
 Coded = Ragged | Dense
 
 
+def overlap(one: Coded, other: Coded) -> tuple[Tensor, Tensor, Tensor]:
+    """Where two batches of codes of as many rows are both not zero: values `[m]` of one and the other, and latents."""
+    if isinstance(one, Dense) or isinstance(other, Dense):
+        a, b = one.to_dense(), other.to_dense()
+        rows, columns = ((a != 0) & (b != 0)).nonzero().unbind(1)
+        return a[rows, columns], b[rows, columns], columns
+    places = [codes.pattern.rows * codes.pattern.n_latents + codes.pattern.columns for codes in (one, other)]
+    order = places[1].argsort()
+    found = torch.searchsorted(places[1][order], places[0]).clamp(max=max(0, order.numel() - 1))
+    if not order.numel():
+        return one.values[:0], other.values, one.pattern.columns[:0]
+    at = order[found]
+    both = (places[1][at] == places[0]) & (one.values != 0) & (other.values[at] != 0)
+    return one.values[both], other.values[at[both]], one.pattern.columns[both]
+
+
 def gather_sum(table: Tensor, index: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """`out[r] = sum of weights[e] * table[index[e]]` over the entries e of `offsets[r]:offsets[r + 1]`."""
     return functional.embedding_bag(

@@ -27,6 +27,7 @@ class Pass:
         progress: share of the training budget spent, 0 to 1.
         ops: the kernels in use.
         side: what came beside the inputs, raw; see `visae.sae.side`.
+        partner: codes of the other token of each pair, for kinds that compare pairs; set by `Other`.
         near: of an elementwise activation on its sparse path, the pre-activations that matter.
     """
 
@@ -40,6 +41,7 @@ class Pass:
     ops: Ops
     side: Mapping[str, Tensor] = field(default_factory=dict)
     near: Ragged | None = None
+    partner: Coded | None = None
 
     def dense_pre(self) -> Tensor:
         """`[n, F]` pre-activations of a kind whose activation is dense.
