@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from visae.ops import BatchTopK, Dense, Eager, Pattern, Reference, Threshold, TopK, make_ops
+from visae.ops import BatchTopK, Dense, Eager, GroupMax, Pattern, Reference, Threshold, TopK, make_ops
 
 N, D, F = 40, 12, 128
 RULES = [
@@ -14,6 +14,8 @@ RULES = [
     BatchTopK(4.5, signed=True),
     Threshold(torch.tensor(0.5)),
     Threshold(torch.linspace(0, 2, F)),
+    GroupMax(8),
+    GroupMax(8, signed=True),
 ]
 
 

@@ -37,6 +37,11 @@ def jump(sae, pre):
     return pre * (pre > sae.activation.threshold * sae.activation.unit)
 
 
+def one_per_head(_, pre):
+    heads = pre.relu().view(len(pre), F // 4, 4)
+    return (heads * (heads == heads.amax(1, keepdim=True))).flatten(1)
+
+
 def gated(sae, pre):
     return (pre > 0) * (sae.activation.log_gain.exp() * pre + sae.activation.bias).relu()
 
@@ -71,6 +76,8 @@ def as_many_as_are_worth_their_price(sae, pre, u):
 
 
 LOOKING = {"top_afa": as_long_as_the_input, "adaptive_k": as_many_as_are_worth_their_price}
+NAMED = """relu_l1 gated p_anneal topk k_sparse batch_topk feature_choice jumprelu matryoshka msae_uw msae_rw
+hierarchical_topk abs_topk adaptive_k top_afa kron orthogonal atm gba archetypal vsae contrastive discrete temporal"""
 FORMULAS = {
     **dict.fromkeys(
         ("topk", "msae_uw", "msae_rw", "hierarchical_topk", "archetypal", "k_sparse", "kron", "temporal"),
@@ -80,6 +87,7 @@ FORMULAS = {
     **dict.fromkeys(("relu_l1", "p_anneal"), lambda _, pre: pre.relu()),
     **dict.fromkeys(("abs_topk", "vsae"), lambda _, pre: pre * largest(pre.abs())),
     "jumprelu": jump,
+    "discrete": one_per_head,
     "gated": gated,
     "gba": lambda sae, pre: sae.activation.gain * (pre + sae.activation.bias).relu(),
 }
@@ -185,7 +193,7 @@ def test_topk_codes_have_k_columns_and_batch_topk_as_many_as_the_fullest_row(sma
 
 
 def test_unknown_kinds_and_options_are_refused_with_the_nearest_known():
-    assert {"topk", "batch_topk", "relu_l1"} <= set(kinds())
+    assert set(NAMED.split()) <= set(kinds())
     with pytest.raises(KeyError, match="Did you mean 'topk'"):
         make_sae("topkk", 4, 8)
     with pytest.raises(KeyError, match=r"option of kind 'relu_l1': 'k'.*Known: l1, l1_warmup"):

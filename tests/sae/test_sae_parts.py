@@ -58,7 +58,10 @@ def test_negative_results_are_reproduced_and_said():
     plain, noisy = (train(kind, k=4)[1] for kind in ("topk", "vsae"))
     assert noisy["val_fvu"] > 1.1 * plain["val_fvu"]
     assert train("top_afa", steps=200)[1]["val_l0"] > 3 * 4
-    assert all(ABOUT[kind].experimental for kind in ("vsae", "top_afa"))
+    assert train("discrete", k=4)[1]["val_fvu"] > 1.5 * plain["val_fvu"]
+    one = {kind: train(kind, steps=100, k=1)[1]["val_fvu"] for kind in ("topk", "discrete")}
+    assert one["discrete"] == pytest.approx(one["topk"], rel=0.05)  # one head is no restriction
+    assert all(ABOUT[kind].experimental for kind in ("vsae", "top_afa", "discrete"))
 
 
 def test_group_bias_adaptation_finds_features_at_the_frequencies_asked_for_with_no_other_knob():
@@ -71,3 +74,24 @@ def test_group_bias_adaptation_finds_features_at_the_frequencies_asked_for_with_
     assert torch.equal(sae.b_dec, torch.zeros(32))
     with pytest.raises(ValueError, match="fall from highest to lowest"):
         make_sae("gba", 4, 8, highest=0.1, lowest=0.2)
+
+
+def test_integer_codes_find_the_head_that_is_at_work_from_ten_pairs():
+    """Eight planted heads write features of their own; head 5 writes two more where a circuit is at work."""
+    sae, loader = make_sae("discrete", 32, 128, k=1), Planted(PlantedConfig(d=32, n_features=64, active=1), 512)
+    config = TrainConfig(steps=200, batch=512, stat_rows=4096, device="cpu", log_every=200)
+    Trainer(sae, config, progress=False).fit(loader)
+    g = torch.Generator().manual_seed(1)
+
+    def outputs(at_work):
+        chosen = 8 * torch.arange(8) + torch.randint(0, 4, (10, 8), generator=g)
+        if at_work:
+            chosen[:, 5] = 8 * 5 + 6 + torch.randint(0, 2, (10,), generator=g)
+        sizes = 0.5 + torch.rand(80, 1, generator=g)
+        return sae.encode(sizes * loader.features[chosen.flatten()] + loader.offset).indices.view(10, 8)
+
+    positive, negative = outputs(at_work=True), outputs(at_work=False)
+    unique = [float((~torch.isin(positive[:, head], negative[:, head])).double().mean()) for head in range(8)]
+    assert [head for head in range(8) if unique[head] > 0.5] == [5]
+    with pytest.raises(ValueError, match=r"whole number of heads, got 2\.5"):
+        make_sae("discrete", 32, 128, k=2.5)

@@ -14,7 +14,7 @@ from visae.ops.kernels import KERNELS, load_kernels, usable_kernels
 from visae.ops.nearest import nearest
 from visae.ops.nesting import Nesting
 from visae.ops.reference import Reference
-from visae.ops.rules import Above, BatchTopK, FeatureChoice, Rule, Threshold, TopK
+from visae.ops.rules import Above, BatchTopK, FeatureChoice, GroupMax, Rule, Threshold, TopK
 from visae.ops.shared import batch_topk, feature_choice
 from visae.ops.sparse import Coded, Dense, Pattern, Ragged, overlap
 from visae.ops.stack import Stack
@@ -22,8 +22,8 @@ from visae.ops.update import Adam, project_rows, unit_rows
 from visae.registry import UnknownName
 
 __all__ = [
-    "ALONE", "Above", "Adam", "BatchTopK", "Coded", "Dense", "Eager", "FeatureChoice", "Fused", "Group", "Nesting",
-    "Ops", "Pattern", "Ragged", "Reference", "Rule", "Share", "Stack", "Threshold", "TopK", "batch_topk",
+    "ALONE", "Above", "Adam", "BatchTopK", "Coded", "Dense", "Eager", "FeatureChoice", "Fused", "Group", "GroupMax",
+    "Nesting", "Ops", "Pattern", "Ragged", "Reference", "Rule", "Share", "Stack", "Threshold", "TopK", "batch_topk",
     "fast_precision", "feature_choice", "load_kernels", "make_ops", "nearest", "overlap", "project_rows", "randn_like",
     "share", "sharing", "unit_rows", "usable_kernels",
 ]  # fmt: skip

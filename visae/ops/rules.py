@@ -5,6 +5,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from visae.ops.sparse import Pattern
 
@@ -110,6 +111,27 @@ class BatchTopK:
         """See `Rule`."""
         key = (pre.abs() if self.signed else pre).reshape(-1)
         return Pattern.of_places(largest(key, self.count(pre)), *pre.shape)
+
+
+@dataclass(frozen=True)
+class GroupMax:
+    """The largest entry of each row in each group of columns; column j belongs to group `j mod groups`."""
+
+    groups: int
+    signed: bool = False
+
+    def _best(self, pre: Tensor) -> Tensor:
+        key = functional.pad(pre.abs() if self.signed else pre, (0, -pre.shape[1] % self.groups), value=-torch.inf)
+        best = key.view(len(pre), -1, self.groups).argmax(1)
+        return best * self.groups + torch.arange(self.groups, device=pre.device)
+
+    def mask(self, pre: Tensor) -> Tensor:
+        """See `Rule`."""
+        return torch.zeros_like(pre, dtype=torch.bool).scatter_(1, self._best(pre), True)
+
+    def pick(self, pre: Tensor) -> Pattern:
+        """See `Rule`."""
+        return Pattern.rectangular(self._best(pre), pre.shape[1])
 
 
 @dataclass(frozen=True)

@@ -289,6 +289,26 @@ class Elementwise(Activation):
         self.reached.copy_(ops.share().all.mean(self.reached))
 
 
+class Heads(Activation):
+    """k heads, and latent j in head `j mod k`; in each head the largest fires, `z = ReLU(a)`: a token is k integers.
+
+    Args:
+        k: heads.
+        n_latents: width F.
+    """
+
+    def __init__(self, k: int, n_latents: int):
+        super().__init__()
+        check_k(k, n_latents)
+        if k != int(k):
+            raise ValueError(f"k is a whole number of heads, got {k}")
+        self.k = self.train_k = self.now = self.capacity = int(k)
+
+    def rule(self) -> Rule:
+        """See `Activation.rule`."""
+        return ops.GroupMax(int(self.k or 1))
+
+
 class ReLU(Elementwise):
     """`z = max(0, a)`; sparse only through a penalty."""
 
