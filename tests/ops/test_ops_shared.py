@@ -106,7 +106,7 @@ def test_sums_means_and_variances_are_those_of_all_rows(played):
         own = x[group.rank * 12 : (group.rank + 1) * 12].clone().requires_grad_()
         mean = group.mean(own.mean())
         mean.square().backward()
-        rows = group.rows(own[: 3 + 4 * group.rank])
+        rows = group.cat(own[: 3 + 4 * group.rank])
         return group.variance(own), mean.detach(), own.grad / group.size, rows, group.total(group.rank + 1)
 
     expected = x.clone().requires_grad_()

@@ -121,6 +121,16 @@ def fails(out, rank, processes, fault, patience=60):
     fit("batch_topk", rank, processes, fault=fault, steps=20)
 
 
+def prepares(out, rank, processes, patience):
+    """Something slow that the main process does first, and fails at; the others are patient with it."""
+    del out, rank
+    team = Processes("cpu", patience=patience)
+    with team.together(), team.main_first():
+        assert team.main, "the others came in first"
+        time.sleep(patience + 1)
+        raise OSError("disk full")
+
+
 def grades(out, rank, processes, kind):
     """The gradients of one step."""
     from visae.ops import sharing

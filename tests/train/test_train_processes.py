@@ -177,6 +177,13 @@ def test_an_error_in_one_process_ends_all_and_all_say_why(start, tmp_path, fault
     assert f"process 1 of this run failed, so process 0 ends, too: {reason}" in last
 
 
+def test_an_error_before_training_ends_those_who_wait_for_it(start, tmp_path):
+    assert start("prepares", tmp_path, patience=2) == [1, 1]
+    assert "OSError: disk full" in (tmp_path / "0.txt").read_text().splitlines()[-1]
+    last = (tmp_path / "1.txt").read_text().splitlines()[-1]
+    assert "process 0 of this run failed, so process 1 ends, too: OSError: disk full" in last
+
+
 def test_a_process_that_is_killed_ends_the_others(start, tmp_path):
     assert start("fails", tmp_path, fault="die") == [1, -9]
     assert "process 0 lost another process of this run, or waited too long for it" in (tmp_path / "0.txt").read_text()

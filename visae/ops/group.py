@@ -74,7 +74,7 @@ class Group:
         torch.distributed.all_gather(parts, x, group=self.handle)
         return torch.stack(parts)
 
-    def rows(self, x: Tensor) -> Tensor:
+    def cat(self, x: Tensor) -> Tensor:
         """Rows `[n, ...]` of every process one after the other; n may differ, which costs a look at the device."""
         if self.size == 1:
             return x.detach()

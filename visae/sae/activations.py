@@ -144,7 +144,7 @@ def cut(batches: Iterable[Tensor], k: float) -> Tensor:
             highest.append(scores[pattern.rows, pattern.columns].relu())
     if not highest:
         raise ValueError("calibrating the threshold needs at least one batch of held-out tokens, got none")
-    values, rows = ops.share().all.rows(torch.cat(highest)), ops.share().rows.total(rows)
+    values, rows = ops.share().all.cat(torch.cat(highest)), ops.share().rows.total(rows)
     wanted = min(int(k * rows), values.numel() - 1)
     ordered = values.topk(wanted + 1).values
     return (ordered[wanted - 1] + ordered[wanted]) / 2

@@ -98,7 +98,7 @@ class AdaptiveTopK(Activation):
         if self.by == "probe" and not self.training:
             return codes.ranked(0, self._told(_features(x) @ self.probe))
         errors = self.evidence(codes, x, atoms)[:, : self._most() + 1]
-        price = self._price(ops.share().rows.rows(errors), self.now) if self.training else self.price
+        price = self._price(ops.share().rows.cat(errors), self.now) if self.training else self.price
         self._latest = price
         return codes.ranked(0, self._worth(errors, price))
 
@@ -143,7 +143,7 @@ class AdaptiveTopK(Activation):
         rows = list(batches)
         if not rows:
             raise ValueError("calibrating the price of a code needs at least one batch of held-out tokens, got none")
-        found = ops.share().rows.rows(torch.cat(rows))
+        found = ops.share().rows.cat(torch.cat(rows))
         errors, features = found[:, : self.k_max + 1], found[:, self.k_max + 1 :].double()
         self.price.copy_(self._price(errors, float(self.k or 1)))
         if self.by == "error":

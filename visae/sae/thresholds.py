@@ -238,7 +238,7 @@ class FeatureChoice(Activation):
         if not highest:
             raise ValueError("calibrating the thresholds needs at least one batch of held-out tokens, got none")
         group = ops.share().rows
-        values, rows = group.rows(torch.cat(highest)), group.total(rows)
+        values, rows = group.cat(torch.cat(highest)), group.total(rows)
         wanted = (shares * rows).round().long().clamp(1, values.shape[0] - 1)
         ordered = values.sort(dim=0, descending=True).values
         between = ordered.gather(0, wanted[None] - 1) + ordered.gather(0, wanted[None])

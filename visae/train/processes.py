@@ -97,8 +97,9 @@ class Processes:
         if rows.size > 1:
             for parameter in parameters:
                 if parameter.grad is not None:
-                    dist.all_reduce(parameter.grad, group=rows.handle)
-                    parameter.grad /= rows.size
+                    grad = parameter.grad.contiguous()
+                    dist.all_reduce(grad, group=rows.handle)
+                    parameter.grad = grad.div_(rows.size)
 
     def notes(self, value: Any) -> list[Any]:
         """A value that JSON can hold, from every process in their order."""
@@ -107,7 +108,7 @@ class Processes:
         text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=self.share.all.device)
         length = torch.tensor([len(text)], device=text.device)
         lengths = self.share.all.gather(length)[:, 0].tolist()
-        whole = bytes(self.share.all.rows(text).tolist())
+        whole = bytes(self.share.all.cat(text).tolist())
         parts = torch.tensor([0, *lengths]).cumsum(0).tolist()
         return [json.loads(whole[start:stop]) for start, stop in itertools.pairwise(parts)]
 

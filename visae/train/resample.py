@@ -66,8 +66,8 @@ class Resample(Callback):
         sae, batch = trainer.sae, trainer.last
         assert batch is not None
         u, silent, everyone = sae.normalise(batch), sae.samples_since_fired, share().rows
-        error = everyone.rows((u - losses.recon).square().sum(1).double())
-        u = everyone.rows(u)
+        error = everyone.cat((u - losses.recon).square().sum(1).double())
+        u = everyone.cat(u)
         dead = (silent >= trainer.dead_window).nonzero()[:, 0]
         room = min(dead.numel(), int((error > 0).sum()))
         if room == 0 or dead.numel() == sae.n_latents:

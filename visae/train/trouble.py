@@ -148,7 +148,7 @@ def firings(codes: Coded) -> Tensor:
         counts.index_add_(0, codes.pattern.columns, (codes.values != 0).long())
     else:
         counts = (codes.values != 0).sum(0)
-    return share().latents.rows(share().rows.sum(counts))
+    return share().latents.cat(share().rows.sum(counts))
 
 
 class Watch(Callback):
