@@ -49,6 +49,8 @@ def pareto_figure(points: Sequence[Point], *, title: str = "") -> "Figure":
             mine = [point for point in points if (point.panel, point.line) == (panel, line)]
             _line(axis, sorted(mine, key=lambda point: point.l0), COLOURS[i % 8], MARKERS[i % 8], line)
         _dress(axis, [point.l0 for point in points], panel if len(panels) > 1 else "")
+    # Only now: a limit that is set on one panel freezes the axis that the others share.
+    axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("FVU (fraction of variance unexplained)")
     handles, labels = axes[0].get_legend_handles_labels()
     for axis in axes[1:]:
@@ -79,7 +81,6 @@ def _dress(axis: "Axes", l0: Sequence[float], title: str) -> None:
     from matplotlib.ticker import ScalarFormatter
 
     axis.set_xlabel("L0 (codes per token)")
-    axis.set_ylim(bottom=0)
     if min(l0) > 0 and max(l0) > 4 * min(l0):
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(ScalarFormatter())
