@@ -45,6 +45,16 @@ def test_a_dictionary_that_codes_nothing_explains_nothing():
     assert (marks["l0"], marks["dead"]) == (0.0, 1.0)
 
 
+def test_cut_codes_are_the_largest_of_each_token():
+    atoms = torch.nn.functional.pad(torch.eye(16), (0, 0, 0, 16))
+    everything = Coder(lambda x: torch.nn.functional.pad(x, (0, 16)), lambda z: z @ atoms, atoms)
+    marks = judge(everything, TINY, 2, cuts=(3, 16))
+    x = torch.cat([TINY.data(2, held_out=True).sample(quality.HELD_OUT[1], i)[0] for i in range(quality.HELD_OUT[0])])
+    lost = x.square().sort(dim=1).values[:, :13].double().sum()
+    assert marks["fvu_at_16"] == pytest.approx(marks["fvu"], abs=1e-9)
+    assert marks["fvu_at_3"] == pytest.approx(float(lost / (x - x.mean(0)).double().square().sum()), rel=1e-5)
+
+
 def test_held_out_samples_are_of_the_same_world_but_others():
     x, held = TINY.data(1).sample(8)[0], TINY.data(1, held_out=True).sample(8)[0]
     assert torch.equal(TINY.data(1).features, TINY.data(1, held_out=True).features)
@@ -101,6 +111,9 @@ def test_the_command_measures_the_kinds_that_are_asked_for(tmp_path):
     before = numbers["runs"]
     bench.quality(**options, peers=False)
     assert json.loads(file.read_text())["runs"] == before
+    assert "FVU at 2" in str(bench.quality(**options, peers=False, cuts=(2,)))
+    with pytest.raises(ValueError, match="from 1 to the width 64, got 0"):
+        bench.quality(**options, peers=False, cuts=(0,))
 
 
 def test_a_kind_that_needs_more_than_tokens_is_refused_before_anything_runs():

@@ -146,15 +146,22 @@ def entrants(task: Task, kinds: Sequence[str], rates: Sequence[float]) -> tuple[
 
 
 @torch.no_grad()
-def judge(coder: Coder, task: Task, seed: int) -> dict[str, float]:
-    """FVU, L0 and share of latents that never fire on held-out samples; MMCS and share of the features recovered."""
+def judge(coder: Coder, task: Task, seed: int, cuts: Sequence[int] = ()) -> dict[str, float]:
+    """FVU, L0 and share of latents that never fire on held-out samples; MMCS and share of the features recovered.
+
+    With cuts also FVU where only so many codes of each token, the largest, are kept (`fvu_at_4` for a cut of 4).
+    """
     data = task.data(seed, held_out=True)
     moments, error, codes = Moments(task.d), 0.0, 0
+    cut_error = dict.fromkeys(cuts, 0.0)
     fired = torch.zeros(task.n_latents, dtype=torch.bool)
     for i in range(HELD_OUT[0]):
         x = data.sample(HELD_OUT[1], i)[0]
         z = coder.encode(x)
         error += float((x.double() - coder.decode(z).double()).square().sum())
+        for cut in cuts:
+            kept = z * torch.zeros_like(z).scatter(1, z.abs().topk(cut, dim=1).indices, 1.0)
+            cut_error[cut] += float((x.double() - coder.decode(kept).double()).square().sum())
         codes += int((z != 0).sum())
         fired |= (z != 0).any(0)
         moments.add(x)
@@ -163,6 +170,7 @@ def judge(coder: Coder, task: Task, seed: int) -> dict[str, float]:
         "l0": codes / moments.n,
         "dead": 1 - float(fired.float().mean()),
         **{name: value for name, value in matches(coder.directions, data.features).items() if name in MEASURED},
+        **{f"fvu_at_{cut}": value / moments.total for cut, value in cut_error.items()},
     }
 
 
@@ -174,13 +182,21 @@ class Contest:
         found: the trainers.
         seeds: 0 to `seeds - 1`.
         file: keeps each run as soon as it is done; runs found there are not run again. None keeps nothing.
+        cuts: numbers of codes per token at which FVU is measured too, see `judge`.
 
     Raises:
         ValueError: if the file holds another task, or is no file of this benchmark.
     """
 
-    def __init__(self, task: Task, found: Sequence[Entrant], seeds: int, file: Path | None = None):
-        self.task, self.found, self.seeds, self.file = task, list(found), seeds, file
+    def __init__(
+        self,
+        task: Task,
+        found: Sequence[Entrant],
+        seeds: int,
+        file: Path | None = None,
+        cuts: Sequence[int] = (),
+    ):
+        self.task, self.found, self.seeds, self.file, self.cuts = task, list(found), seeds, file, tuple(cuts)
         self.kept = [] if file is None or not file.exists() else self._read(file)
 
     def _read(self, file: Path) -> list[dict[str, Any]]:
@@ -196,8 +212,9 @@ class Contest:
         return list(runs)
 
     def _done(self, entrant: Entrant, seed: int) -> dict[str, Any] | None:
-        key = entrant.key(seed)
-        return next((run for run in self.kept if all(run.get(name) == value for name, value in key.items())), None)
+        key, wanted = entrant.key(seed), {f"fvu_at_{cut}" for cut in self.cuts}
+        fits = (run for run in self.kept if all(run.get(name) == value for name, value in key.items()))
+        return next((run for run in fits if wanted <= run.keys()), None)
 
     @property
     def open(self) -> list[tuple[Entrant, int]]:
@@ -222,7 +239,7 @@ class Contest:
             started = time.perf_counter()
             coder = entrant.train(self.task, seed)
             seconds = round(time.perf_counter() - started, 1)
-            values = {name: round(value, 5) for name, value in judge(coder, self.task, seed).items()}
+            values = {name: round(value, 5) for name, value in judge(coder, self.task, seed, self.cuts).items()}
             self.kept.append({**entrant.key(seed), **values, "seconds": seconds})
             self._write()
         return list(self._runs())
@@ -251,7 +268,7 @@ def summary(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for (name, what, made, lr), mine in groups.items():
         row: dict[str, Any] = {"name": name, "what": what, "version": made, "lr": lr, "seeds": len(mine)}
-        for field in MEASURED:
+        for field in (*MEASURED, *(name for name in mine[0] if name.startswith("fvu_at_"))):
             row[field] = statistics.fmean(run[field] for run in mine)
             if field in ("fvu", "mmcs"):
                 row[f"{field}_sd"] = statistics.stdev(run[field] for run in mine) if len(mine) > 1 else 0.0

@@ -164,7 +164,9 @@ class Quality(Measurement):
     def __str__(self) -> str:
         head = ["trainer", "lr", "FVU", "sd", "MMCS", "sd", "recovered", "L0", "dead", "seconds"]
         names = ["name", "lr", "fvu", "fvu_sd", "mmcs", "mmcs_sd", "recovered", "l0", "dead", "seconds"]
-        table = text_table(head, [[row[name] for name in names] for row in self.numbers["rows"]])
+        cuts = [name for name in self.numbers["rows"][0] if name.startswith("fvu_at_")]
+        head += [f"FVU at {name.removeprefix('fvu_at_')}" for name in cuts]
+        table = text_table(head, [[row[name] for name in names + cuts] for row in self.numbers["rows"]])
         missing = [f"{name}: {why}" for name, why in self.numbers["failed"].items()]
         return "\n".join([table, *missing])
 
@@ -179,6 +181,7 @@ def quality(
     steps: int = 1500,
     peers: bool = True,
     peer_lr: tuple[float, ...] = (1e-3, 2e-3),
+    cuts: tuple[int, ...] = (),
     json: Path = Path("quality.json"),
 ) -> Quality:
     """Compare how well trainers find 512 planted features in 128 dimensions, at equal steps, batch and k.
@@ -197,11 +200,14 @@ def quality(
         steps: of every run.
         peers: run other libraries too, those that are installed (`pip install "visae[bench]"`).
         peer_lr: peak learning rates of the peers, one line of the table for each; visae follows its own rule.
+        cuts: also measure FVU where only so many codes of each token are kept, the largest.
         json: write the numbers here, and go on with the runs that are there already.
     """
     task = Task(n_latents=latents, k=k, batch=batch, steps=steps)
     found, failed = entrants(task, kinds, peer_lr if peers else ())
-    contest = Contest(task, found, seeds, json)
+    if wrong := [cut for cut in cuts if not 0 < cut <= latents]:
+        raise ValueError(f"cuts are numbers of codes from 1 to the width {latents}, got {', '.join(map(str, wrong))}")
+    contest = Contest(task, found, seeds, json, cuts)
     if contest.open:
         announce(f"quality: {len(contest.open)} runs, about {duration(contest.seconds())}, kept in {json}")
     runs = contest.run(progress=True)

@@ -20,7 +20,7 @@ def jumprelu(
     d: int,
     n_latents: int,
     k: float = 32,
-    l0: float = 0.1,
+    l0: float | None = None,
     penalty: Literal["target", "l0"] = "target",
     eps: float = 0.5,
     aux: float = 1 / 32,
@@ -32,7 +32,8 @@ def jumprelu(
         d: length of a token.
         n_latents: width F.
         k: codes per token to aim at; with the penalty `l0` only where training starts.
-        l0: coefficient of the squared relative miss of the target, or what one code per dimension of a token costs.
+        l0: coefficient of the squared relative miss of the target (None: 0.3), or what one code per dimension of a token
+            costs (None: 0.1).
         penalty: `target` or `l0`.
         eps: width of the straight-through rectangle, as a share of the threshold at the start.
         aux: coefficient of the loss that revives dead latents.
@@ -40,6 +41,7 @@ def jumprelu(
     """
     if penalty not in ("target", "l0"):
         raise UnknownName("penalty", penalty, ("target", "l0"))
+    sparsity = TargetL0(0.3 if l0 is None else l0) if penalty == "target" else L0(0.1 if l0 is None else l0)
     return Dictionary(
         "jumprelu",
         d,
@@ -47,5 +49,5 @@ def jumprelu(
         encoder=Linear(d, n_latents),
         activation=JumpReLU(n_latents, k, eps, aims=penalty == "target"),
         decoder=UnitNorm(d, n_latents),
-        penalties=[TargetL0(l0) if penalty == "target" else L0(l0), AuxK(aux, k_aux)],
+        penalties=[sparsity, AuxK(aux, k_aux)],
     )
