@@ -32,8 +32,8 @@ def jumprelu(
         d: length of a token.
         n_latents: width F.
         k: codes per token to aim at; with the penalty `l0` only where training starts.
-        l0: coefficient of the squared relative miss of the target (None: 0.3), or what one code per dimension of a token
-            costs (None: 0.1).
+        l0: coefficient of the squared relative miss of the target (None: 0.3), or what one code per dimension of a
+            token costs (None: 0.1).
         penalty: `target` or `l0`.
         eps: width of the straight-through rectangle, as a share of the threshold at the start.
         aux: coefficient of the loss that revives dead latents.
