@@ -1,7 +1,9 @@
 """What every test starts from: no network, and one thread for each of the processes that share the machine."""
 
+import importlib.util
 import os
 import shutil
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -29,3 +31,22 @@ def bring_side(sae, x, seed=0):
 def bring():
     """Function from a dictionary and tokens `[n, d]` to what a loader for it would bring: tokens, or `Rows`."""
     return bring_side
+
+
+def load_tiny_pipelines():
+    spec = importlib.util.spec_from_file_location("visae_tiny_pipelines", Path(__file__).with_name("pipelines_tiny.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_pipelines():
+    """The table of tiny diffusers pipelines with random weights; `tiny_pipelines.build("sd")` makes one."""
+    return load_tiny_pipelines()
+
+
+def pytest_generate_tests(metafunc):
+    """Tests that ask for a `pipeline_name` run on every pipeline of the table."""
+    if "pipeline_name" in metafunc.fixturenames:
+        metafunc.parametrize("pipeline_name", list(load_tiny_pipelines().PIPELINES), scope="class")

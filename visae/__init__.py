@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AdaptedModel": "visae.model",
+    "AdaptedPipeline": "visae.pipelines",
     "load_model": "visae.model",
     "models": "visae.model",
     "wrap": "visae.model",

@@ -27,8 +27,9 @@ class Catalogue:
         self.sites: dict[str, Site] = {}
         self.refused: dict[str, str] = {}
         for number, call in enumerate(self.blocks):
-            self._offer_block(f"blocks.{number}", call.path)
-        self._offer_ends()
+            self._offer_block(f"blocks.{number}" if naming.numbered else call.path, call.path)
+        if naming.numbered:
+            self._offer_ends()
         self._by_place = {_place_of(s): s for s in reversed(self.sites.values())}
 
     def find(self, name: str) -> Site:
@@ -43,8 +44,9 @@ class Catalogue:
             return self.sites[name]
         if name in self.refused:
             raise ValueError(f"site {name!r} cannot be tapped: {self.refused[name]}")
-        path, kind, head = self._split(name)
-        site = self._site(name, path, kind, head)
+        path, text = (name, False) if name in self.calls else _without_text(name)
+        path, kind, head = self._split(path)
+        site = self._site(name, path, kind, head, text=text)
         return self._by_place.get(_place_of(site), site)
 
     def recall(self, site: Site) -> Site:
@@ -83,10 +85,11 @@ class Catalogue:
                 raise ValueError(f"site {site.name!r} is of another model: module {site.path!r} has no such heads")
             heads = replace(_make(site.name, site.path, "heads", reading), n_heads=site.n_heads)
             return heads if site.head is None else _one_head(heads, site.name, site.head)
+        text = site.stream == "text"
         if site.kind == "input":
-            return self._site(site.name, site.path, "input", None)
+            return self._site(site.name, site.path, "input", None, text=text)
         kind: SiteKind = "delta" if site.kind == "delta" else "output"
-        return replace(self._site(site.name, site.path, kind, None, site.index), kind=site.kind)
+        return replace(self._site(site.name, site.path, kind, None, site.index, text), kind=site.kind)
 
     def _positive(self, name: str) -> str:
         found = re.match(r"blocks\.-(\d+)(?=\.|$)", name)
@@ -129,15 +132,23 @@ class Catalogue:
                 votes.setdefault(call.output.stream, []).append(call.output.hit)
         return {s for s, hits in votes.items() if not self.trusted and sum(hits[:4]) * 2 < len(hits[:4])}
 
-    def _offer(self, alias: str, path: str, kind: SiteKind, index: int | str | None = None) -> None:
+    def _offer(self, alias: str, path: str, kind: SiteKind, index: int | str | None = None, text: bool = False) -> None:
         try:
-            self.sites[alias] = replace(self._site(alias, path, kind, None, index), name=alias)
+            self.sites[alias] = replace(self._site(alias, path, kind, None, index, text), name=alias)
         except ValueError as reason:
             self.refused[alias] = str(reason)
 
     def _offer_block(self, alias: str, path: str) -> None:
-        for suffix in ("", ".input", ".delta", ".attn_out", ".heads", ".mlp_out"):
+        for suffix in ("", *(f".{name}" for name in SUFFIXES)):
             self._offer(alias + suffix, path, SUFFIXES.get(suffix[1:], "output"))
+        if f"{alias}.cross_out" in self.refused:
+            for part in (p for p in self.naming.cross if f"{path}.{p}" in self.calls):
+                self._offer(f"{alias}.{part}", f"{path}.{part}", "output")
+                if f"{alias}.{part}" in self.sites:
+                    self.sites[f"{alias}.{part}"] = replace(self.sites[f"{alias}.{part}"], kind="attn_out")
+        if (main := self.calls[path].output) is not None and main.map and self.calls[path].text:
+            for suffix in ("", ".input", ".delta", ".attn_out", ".mlp_out"):
+                self._offer(f"{alias}.text{suffix}", path, SUFFIXES.get(suffix[1:], "output"), text=True)
         if (heads := self.sites.get(f"{alias}.heads")) is not None and heads.n_heads:
             for j in range(heads.n_heads):
                 self.sites[f"{alias}.head.{j}"] = _one_head(heads, f"{alias}.head.{j}", j)
@@ -165,25 +176,46 @@ class Catalogue:
         taken = [c for c in heads if c.taken and c.taken.kinds == ("pooled",)]
         return (taken[0], "input") if taken else None
 
-    def _site(self, name: str, path: str, kind: SiteKind, head: int | None, index: int | str | None = None) -> Site:
+    def _site(
+        self,
+        name: str,
+        path: str,
+        kind: SiteKind,
+        head: int | None,
+        index: int | str | None = None,
+        text: bool = False,
+    ) -> Site:
         """Builds the site of a module; raises ValueError with the reason where there is none."""
         if kind in ("heads", "head"):
             heads = self._heads(name, path)
             return heads if head is None else _one_head(heads, name, head)
-        if kind in ("attn_out", "mlp_out"):
-            path = self._part(path, self.naming.attention if kind == "attn_out" else self.naming.mlp)
+        if kind in ("attn_out", "cross_out", "mlp_out"):
+            path = self._part(path, self._candidates(kind, text))
         call = self._called(path)
-        reading = call.taken if kind == "input" else call.output
-        if index is not None:
-            reading = next((given for given in call.given if given.index == index and given.layout), None)
+        if kind == "cross_out" and not any(_is_text(taken) for taken in call.arguments):
+            raise ValueError(f"module {path!r} is called without a text: it is no cross-attention")
+        reading = _pick(call.arguments if kind == "input" else call.given, call, kind, index, text)
         if reading is None or reading.layout is None:
             raise ValueError(_unread(path, kind, call))
-        if kind == "delta" and (call.taken is None or call.taken.shape != reading.shape):
-            taken = call.taken.shape if call.taken else None
+        source = call.source(reading)
+        if kind == "delta" and (source is None or source.shape != reading.shape):
+            taken = source.shape if source else None
             raise ValueError(f"module {path!r} takes {taken} and gives {reading.shape}: it has no delta")
         self._check_order(path, call, reading)
         site = _make(name, path, kind, reading)
-        return site if kind != "delta" or call.taken is None else replace(site, overwritten=call.taken.overwritten)
+        if kind == "delta" and source is not None:
+            site = replace(site, overwritten=source.overwritten, argument=source.index)
+        if kind == "input":
+            site = replace(site, argument=reading.index)
+        first = call.taken is not None and site.argument == call.taken.index
+        return replace(site, argument=None) if first else site
+
+    def _candidates(self, kind: SiteKind, text: bool) -> tuple[str, ...]:
+        """Paths inside a block of the module that gives this kind of site."""
+        naming = self.naming
+        if kind == "mlp_out":
+            return naming.text_mlp if text else naming.mlp
+        return naming.attention if kind == "attn_out" else naming.cross
 
     def _called(self, path: str) -> Call:
         if path not in self.calls:
@@ -235,6 +267,26 @@ class Catalogue:
             return attention
         paths = (f"{attention}.{part}" for part in self.naming.projection)
         return next((p for p in paths if p in self.calls and isinstance(self.module.get_submodule(p), nn.Linear)), None)
+
+
+def _is_text(reading: Reading) -> bool:
+    return bool(reading.kinds) and set(reading.kinds) == {"text"}
+
+
+def _pick(readings: list[Reading], call: Call, kind: SiteKind, index: int | str | None, text: bool) -> Reading | None:
+    """The tensor that a site means, of those that a module takes or gives."""
+    if index is not None:
+        return next((one for one in readings if one.index == index and one.layout), None)
+    if text:
+        return next((one for one in readings if _is_text(one)), None)
+    return call.taken if kind == "input" else call.output
+
+
+def _without_text(name: str) -> tuple[str, bool]:
+    """A name without the part `text`, which asks for the text's tokens, and whether it was there."""
+    parts = name.split(".")
+    place = max((i for i, part in enumerate(parts) if part == "text"), default=None)
+    return (name, False) if place is None else (".".join(parts[:place] + parts[place + 1 :]), True)
 
 
 def _continues(last: Call, call: Call) -> bool:

@@ -1,7 +1,6 @@
 """Adapted models: a native model, how images become its input, and its sites; and the registry of model families."""
 
 import fnmatch
-import hashlib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from visae.adapted import Adapted, refuse_compiled
 from visae.discover import Catalogue
-from visae.geometry import Framing, Geometry
+from visae.geometry import Framing
 from visae.naming import Naming
 from visae.registry import Registry, UnknownName
 from visae.sites import Site
@@ -23,11 +23,13 @@ from visae.trace import leading_kinds, trace
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from visae.pipelines import AdaptedPipeline
+
 ENTRY_POINTS = "visae.adapters"
 
 
 @dataclass(eq=False)
-class AdaptedModel:
+class AdaptedModel(Adapted):
     """A native model with everything that visae must know about it; adapters build these.
 
     Attributes:
@@ -70,16 +72,6 @@ class AdaptedModel:
         yield from self.tower.parameters()
         yield from self.tower.buffers()
 
-    @cached_property
-    def revision(self) -> str:
-        """First 16 hex digits of a hash over names, types, shapes and bytes of all weights, as they were loaded."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.module.state_dict().items()):
-            if isinstance(value, Tensor):
-                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
-
     def preprocess(self, images: Sequence["Image"]) -> Tensor:
         """Images of any size and mode as a batch `[n, 3, H, W]` in float32 on the CPU, by the upstream transform."""
         if not len(images):
@@ -115,20 +107,6 @@ class AdaptedModel:
         """
         return self.catalogue.recall(name) if isinstance(name, Site) else self.catalogue.find(name)
 
-    def geometry(self, site: str | Site) -> Geometry:
-        """Which pixels the tokens of a site saw.
-
-        Raises:
-            ValueError: if the site's tokens have no place on the image.
-        """
-        found = self.site(site)
-        if found.grid is None or found.stride is None:
-            raise ValueError(
-                f"site {found.name!r} has {', '.join(sorted(set(found.token_kinds)))} tokens only, which "
-                "have no place on the image; choose a site with patch tokens"
-            )
-        return Geometry(self.framing, found.grid, found.stride, found.offset, found.prefix, found.reach)
-
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "AdaptedModel":
         """Moves the model; its revision stays that of the weights as loaded."""
         if dtype is not None and dtype != self.dtype:
@@ -137,50 +115,29 @@ class AdaptedModel:
         return self
 
 
-def refuse_compiled(module: nn.Module, path: str = "") -> None:
-    """Raises ValueError where a module, or one on the way down to `path`, is compiled: hooks would be ignored there."""
-    parts = path.split(".") if path else []
-    for depth in range(len(parts) + 1):
-        walked = ".".join(parts[:depth]) or "the model"
-        current = module.get_submodule(".".join(parts[:depth]))
-        if type(current).__name__ == "OptimizedModule":
-            raise ValueError(
-                f"{walked} is compiled (torch.compile), so taps would be ignored or force a recompile; "
-                "pass the module from before compiling, which is model._orig_mod"
-            )
-        if getattr(current, "_compiled_call_impl", None) is not None:
-            raise ValueError(
-                f"{walked} is compiled in place (module.compile()), so taps would be ignored; pass a "
-                "module that was not compiled, e.g. a copy.deepcopy from before module.compile()"
-            )
-        if isinstance(current, torch.jit.ScriptModule):
-            raise ValueError(
-                f"{walked} is a TorchScript module, whose inside cannot be tapped; pass the Python module "
-                "from before torch.jit.script or torch.jit.trace"
-            )
-
-
 @dataclass(frozen=True)
 class Request:
     """What an adapter is asked for: a model by name, or a module to wrap.
 
     Attributes:
         name: name within the family, e.g. `vit_base_patch16_224`; with `module`, only what to call it.
-        module: the module that the user already holds; None asks to build the model.
+        module: the module or pipeline that the user already holds; None asks to build the model.
         pretrained: whether to load the family's published weights.
         checkpoint: file with weights to load instead.
         image_size: height and width of the input; None takes the model's own.
         transform: image transform to use instead of the family's.
         options: what else the family understands.
+        dtype: type that the weights will have; a family may load them in it.
     """
 
     name: str
-    module: nn.Module | None = None
+    module: Any = None
     pretrained: bool = True
     checkpoint: str | None = None
     image_size: tuple[int, int] | None = None
     transform: Callable[..., Tensor] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -188,13 +145,13 @@ class Family:
     """A model family: how its models are built, which there are, and which modules are its own."""
 
     name: str
-    build: Callable[[Request], AdaptedModel]
+    build: "Build"
     names: Callable[[], list[str]]
     package: str | None
 
 
 FAMILIES: Registry[Family] = Registry("model family")
-Build = Callable[[Request], AdaptedModel]
+Build = Callable[[Request], "AdaptedModel | AdaptedPipeline"]
 
 
 def register_family(
@@ -239,8 +196,8 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     checkpoint: str | None = None,
     **options: Any,
-) -> AdaptedModel:
-    """Builds a model by name, e.g. `timm:vit_base_patch16_224` or `open_clip:ViT-B-32/laion2b_s34b_b79k`.
+) -> "AdaptedModel | AdaptedPipeline":
+    """Builds a model by name, e.g. `timm:vit_base_patch16_224` or `diffusers:stabilityai/sdxl-turbo`.
 
     Args:
         name: family, colon, name within the family; `models()` lists both.
@@ -259,9 +216,7 @@ def load_model(
     if not colon:
         raise UnknownName("model", name, [f"{f}:..." for f in families()], "Write family:name; see `visae models`.")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    request = Request(
-        rest, pretrained=pretrained and checkpoint is None, checkpoint=checkpoint, image_size=size, options=options
-    )
+    request = Request(rest, None, pretrained and checkpoint is None, checkpoint, size, options=options, dtype=dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # random weights are the same in every process, so a stopped run finds its model again
         built = _family(family).build(request)
@@ -269,31 +224,44 @@ def load_model(
 
 
 def wrap(
-    module: nn.Module,
+    module: Any,
     *,
     family: str | None = None,
     name: str | None = None,
     transform: Callable[..., Tensor] | None = None,
     image_size: int | tuple[int, int] | None = None,
     **options: Any,
-) -> AdaptedModel:
-    """Adapts a module that the caller already holds; it is put into eval mode and otherwise left as it is.
+) -> "AdaptedModel | AdaptedPipeline":
+    """Adapts a module or pipeline that the caller already holds; it is put into eval mode and otherwise left as it is.
 
     Args:
-        module: a model of open_clip, timm or transformers, or any module that takes images `[n, 3, H, W]`.
+        module: a model of open_clip, timm or transformers, a pipeline of diffusers, or any module that takes images
+            `[n, 3, H, W]`.
         family: of the model; None tells it from the module's class.
         name: what to call the model; None takes its class's name.
         transform: image transform to use instead of the family's.
         image_size: side, or height and width, of the input where the model does not say it.
         options: what else the family understands (for other modules: `prefix`, kinds of leading tokens, and `framing`).
     """
-    refuse_compiled(module)
+    if isinstance(module, nn.Module):
+        refuse_compiled(module)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if family is None:
         packages = {cls.__module__.partition(".")[0] for cls in type(module).__mro__}
         family = next((f.name for f in families().values() if f.package in packages), "module")
     request = Request(name or type(module).__name__, module, False, None, size, transform, options)
     return _family(family).build(request)
+
+
+def vision(model: "AdaptedModel | AdaptedPipeline") -> AdaptedModel:
+    """The same model, for a job that needs one that sees images.
+
+    Raises:
+        ValueError: if it is a pipeline that makes them.
+    """
+    if not isinstance(model, AdaptedModel):
+        raise ValueError(f"{model.id} makes images; this job needs a model that sees them, see `visae models`")
+    return model
 
 
 def models(pattern: str = "*", family: str | None = None) -> list[str]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from visae.sites import SiteKind
 
 SUFFIXES: dict[str, SiteKind] = {
-    "input": "input", "delta": "delta", "attn_out": "attn_out", "heads": "heads", "mlp_out": "mlp_out",
+    "input": "input", "delta": "delta", "attn_out": "attn_out", "cross_out": "cross_out", "heads": "heads",
+    "mlp_out": "mlp_out",
 }  # fmt: skip
 """What may follow a module path, and the kind of site that it means; `head.j` is the sixth."""
 
@@ -26,8 +27,12 @@ class Naming:
         projection: path, inside the attention module, of the layer that mixes the heads' outputs.
         heads: names of the attribute that holds the number of heads.
         mlp: path, inside a block, of the module that gives the MLP's output.
+        cross: path, inside a block, of the attention to a text; where it sees no text it is a second self-attention.
+        text_mlp: path, inside a block that carries a text beside the image, of the MLP that the text goes through.
         pooled: path and index of the vector per image; None finds it (the last one before the classifier).
         classifier: paths of the layers that make scores of the vector per image; empty takes the last linear layer.
+        numbered: whether blocks are called `blocks.0`, ...; otherwise they keep their module path as name, and there is
+            neither `final` nor `pooled`.
         raster: model classes whose tokens are known to stay in raster order; others are judged by the painted square.
     """
 
@@ -44,6 +49,9 @@ class Naming:
     projection: tuple[str, ...] = ("proj", "out_proj", "o_proj", "output.dense", "projection", "attn.proj")
     heads: tuple[str, ...] = ("num_heads", "num_attention_heads", "n_heads", "heads")
     mlp: tuple[str, ...] = ("mlp", "ffn", "feed_forward", "mlp_out_proj", "output")
+    cross: tuple[str, ...] = ()
+    text_mlp: tuple[str, ...] = ()
     pooled: tuple[str, int | str | None] | None = None
     classifier: tuple[str, ...] = ()
+    numbered: bool = True
     raster: tuple[str, ...] = ()

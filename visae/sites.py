@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-SiteKind = Literal["output", "input", "delta", "attn_out", "heads", "head", "mlp_out", "final", "pooled"]
+SiteKind = Literal["output", "input", "delta", "attn_out", "cross_out", "heads", "head", "mlp_out", "final", "pooled"]
 Layout = Literal["NLC", "LNC", "NCHW", "NHWC", "NC"]
 
 
@@ -29,6 +29,7 @@ class Site:
         offset: input coordinate where token (0, 0) begins.
         reach: part of the input that some token sees (see `Geometry`); None where there is no grid.
         index: which element (place or key), where the module returns several tensors; None for a plain tensor.
+        argument: place or name of the argument that `input` reads and `delta` subtracts; None for the first tensor.
         head: which attention head (kind `head` only).
         n_heads: attention heads of the module (kinds `heads` and `head`).
         overwritten: a later operation of the model works in place on this tensor, so that a tap keeps a copy.
@@ -45,6 +46,7 @@ class Site:
     offset: tuple[float, float] = (0.0, 0.0)
     reach: tuple[float, float, float, float] | None = None
     index: int | str | None = None
+    argument: int | str | None = None
     head: int | None = None
     n_heads: int | None = None
     overwritten: bool = False
@@ -59,6 +61,11 @@ class Site:
         """Kinds of the tokens before the patches."""
         patches = self.grid[0] * self.grid[1] if self.grid else 0
         return self.token_kinds[: len(self.token_kinds) - patches]
+
+    @property
+    def stream(self) -> Literal["image", "text"]:
+        """Whether the tokens are those of an image or of a text alone."""
+        return "text" if set(self.token_kinds) == {"text"} else "image"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, for cards; runs of one kind of token are counted: `[["cls", 1], ["patch", 196]]`."""

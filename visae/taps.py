@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visae.model import AdaptedModel, refuse_compiled
+from visae.adapted import Adapted, refuse_compiled
 from visae.registry import UnknownName
 from visae.sites import Site, from_tokens, to_tokens
-from visae.trace import first_argument
+from visae.trace import floating
 
 Rewrite = Callable[[Tensor], Tensor]
 Handles = list[torch.utils.hooks.RemovableHandle]
@@ -37,7 +37,7 @@ class Taken(dict[str, Tensor]):
 
 @contextmanager
 def tap(
-    model: AdaptedModel, *sites: Site | str, rewrite: Rewrite | Mapping[str, Rewrite] | None = None
+    model: Adapted, *sites: Site | str, rewrite: Rewrite | Mapping[str, Rewrite] | None = None
 ) -> Iterator[dict[str, Tensor]]:
     """Reads, and rewrites where asked, the activations of sites in every forward pass inside the `with`.
 
@@ -65,14 +65,14 @@ def tap(
     """
     if not sites:
         raise ValueError("tap needs at least one site, got none; model.sites() lists them")
-    found = [model.site(site) for site in sites]
+    found, native = [model.site(site) for site in sites], model.module
     names = {asked: site.name for asked, site in zip(sites, found, strict=True) if isinstance(asked, str)}
     changes = _changes(rewrite, names, found)
     taken, handles, fused = Taken(names), Handles(), dict[str, _Fused]()
     try:
         for site in dict.fromkeys(found):
-            refuse_compiled(model.module, site.path)
-            module = model.module.get_submodule(site.path)
+            refuse_compiled(native, site.path)
+            module = native.get_submodule(site.path)
             if site.kind in ("heads", "head") and isinstance(module, nn.MultiheadAttention) and site.path not in fused:
                 fused[site.path] = _Fused(module)
                 handles.append(module.register_forward_pre_hook(fused[site.path].forget))
@@ -157,10 +157,12 @@ class _Probe:
         return args, {**kwargs, key: new}
 
     def _argument(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int | str, Tensor]:
-        found = first_argument(args, kwargs)
-        if found is None:
-            raise ValueError(f"module {self.site.path!r} was called without a tensor, so {self.site.name} has no input")
-        return found
+        found = floating(args, kwargs)
+        wanted = [(key, value) for key, value in found if self.site.argument in (None, key)]
+        if not wanted:
+            what = "a tensor" if self.site.argument is None else f"a tensor {self.site.argument!r}"
+            raise ValueError(f"module {self.site.path!r} was called without {what}, so {self.site.name} has no input")
+        return wanted[0]
 
     def _remember(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         native = self._argument(args, kwargs)[1]

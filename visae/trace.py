@@ -6,7 +6,7 @@ place is the right one.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +76,7 @@ class Call:
         begin: place in the order in which modules started.
         end: place in the order in which modules finished.
         runs: how often it ran.
-        taken: its first tensor argument.
+        arguments: its tensor arguments; the index of each is its place or name.
         given: every tensor that it gave.
     """
 
@@ -84,8 +84,23 @@ class Call:
     begin: int
     end: int = -1
     runs: int = 1
-    taken: Reading | None = None
+    arguments: list[Reading] = field(default_factory=list)
     given: list[Reading] = field(default_factory=list)
+
+    @property
+    def taken(self) -> Reading | None:
+        """The first argument."""
+        return self.arguments[0] if self.arguments else None
+
+    def source(self, given: Reading) -> Reading | None:
+        """The argument that a given tensor continues: the first with its shape and tokens, else the first of all."""
+        same = (a for a in self.arguments if a.shape == given.shape and a.kinds == given.kinds)
+        return next(same, self.taken)
+
+    @property
+    def text(self) -> bool:
+        """Whether it gave the tokens of a text among others."""
+        return any(set(given.kinds) == {"text"} for given in self.given)
 
     @property
     def output(self) -> Reading | None:
@@ -104,32 +119,33 @@ def tensors(value: Any) -> Iterator[tuple[int | str | None, Tensor]]:
         yield from ((i, item) for i, item in enumerate(value) if isinstance(item, Tensor))
 
 
-def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int | str, Tensor] | None:
-    """The first floating tensor among the arguments of a module, and its place or name."""
+def floating(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[int | str, Tensor]]:
+    """The floating tensors among the arguments of a module, and their places or names."""
     named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-    return next(((key, v) for key, v in named if isinstance(v, Tensor) and v.is_floating_point()), None)
+    return [(key, v) for key, v in named if isinstance(v, Tensor) and v.is_floating_point()]
 
 
 @dataclass(frozen=True)
 class Square:
-    """Where the square is painted, in input pixels."""
+    """Where the square is painted, in input pixels, or in cells of `cell` input pixels."""
 
     top: int
     left: int
     size: tuple[int, int]
+    cell: tuple[float, float] = (1.0, 1.0)
 
     @classmethod
-    def on(cls, input_hw: tuple[int, int]) -> "Square":
-        """A square an eighth as large as the input, off both diagonals."""
+    def on(cls, input_hw: tuple[int, int], cell: tuple[float, float] = (1.0, 1.0)) -> "Square":
+        """A square an eighth as large as the input (given in cells), off both diagonals."""
         height, width = input_hw
-        return cls(int(height * 0.25), int(width * 0.6875), (max(1, height // 8), max(1, width // 8)))
+        return cls(int(height * 0.25), int(width * 0.6875), (max(1, height // 8), max(1, width // 8)), cell)
 
-    def images(self, input_hw: tuple[int, int]) -> Tensor:
-        """Noise without and with the square, `[2, 3, H, W]` in float32."""
-        noise = torch.randn(1, 3, *input_hw, generator=torch.Generator().manual_seed(0)).mul_(0.5)
+    def images(self, input_hw: tuple[int, int], channels: int = 3) -> Tensor:
+        """Noise without and with the square, `[2, channels, H, W]` in float32, H and W counting cells."""
+        noise = torch.randn(1, channels, *input_hw, generator=torch.Generator().manual_seed(0)).mul_(0.5)
         made = noise.repeat(IMAGES, 1, 1, 1)
         patch = made[1, :, self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
-        patch.mul_(-1).add_(torch.tensor([2.0, -2.0, 2.0])[:, None, None])
+        patch.mul_(-1).add_(2.0 - 4.0 * (torch.arange(channels) % 2)[:, None, None])
         return made
 
     def shows(self, rows: Tensor, grid: Map) -> bool | None:
@@ -141,25 +157,32 @@ class Square:
         if not bool(change.max() > 0):
             return None
         axes = (grid.rows, grid.columns)
-        room = [max(1.0, size / axis.spacing) for axis, size in zip(axes, self.size, strict=True)]
+        sides = [size * cell for size, cell in zip(self.size, self.cell, strict=True)]
+        room = [max(1.0, side / axis.spacing) for axis, side in zip(axes, sides, strict=True)]
         peaks = change.topk(min(len(change), int(room[0] * room[1]))).indices
         places = (peaks // grid.grid[1], peaks % grid.grid[1])
-        corner = (self.top, self.left)
+        corner = (self.top * self.cell[0], self.left * self.cell[1])
         on = [
-            (axis.centre + places[i] * axis.spacing - corner[i] - self.size[i] / 2).abs()
-            <= self.size[i] / 2 + axis.spacing
+            (axis.centre + places[i] * axis.spacing - corner[i] - sides[i] / 2).abs() <= sides[i] / 2 + axis.spacing
             for i, axis in enumerate(axes)
         ]
         return bool((on[0] & on[1]).float().mean() >= 0.5)
 
 
 class Tracer:
-    """Hooks on every module that note what flows through; see `trace`."""
+    """Hooks on every module that note what flows through; see `trace`.
 
-    def __init__(self, maps: Maps, prefix: tuple[str, ...], square: Square):
-        self.maps, self.square = maps, square
+    Args:
+        maps: follows the grids.
+        prefix: kinds of the tokens that the model may put in front of the patches.
+        square: what is painted on one of the two inputs.
+        texts: lengths of the texts that go along with the image.
+    """
+
+    def __init__(self, maps: Maps, prefix: tuple[str, ...], square: Square, texts: Sequence[int] = ()):
+        self.maps, self.square, self.texts = maps, square, texts
         options = [prefix, (), tuple(k for k in prefix if k == "cls"), tuple(k for k in prefix if k == "reg")]
-        self.prefixes = list(dict.fromkeys(options))
+        self.prefixes = list(dict.fromkeys([*options, *(("text",) * length for length in texts)]))
         self.calls: dict[str, Call] = {}
         self.stack: list[tuple[Call, list[tuple[Reading, Tensor, int]]]] = []
         self.ticks = 0
@@ -171,9 +194,10 @@ class Tracer:
     def before(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Notes what a module takes."""
         call = Call(path, self._tick())
-        if found := first_argument(args, kwargs):
-            call.taken = self.read(found[1], found[0])
-        self.stack.append((call, [(call.taken, found[1], found[1]._version)] if found and call.taken else []))
+        found = floating(args, kwargs)
+        call.arguments = [self.read(value, key) for key, value in found]
+        held = [(reading, v, v._version) for reading, (_, v) in zip(call.arguments, found, strict=True)]
+        self.stack.append((call, held))
 
     def after(self, path: str, out: Any) -> None:
         """Notes what a module gave, and which tensors inside it were overwritten."""
@@ -182,10 +206,10 @@ class Tracer:
         given = list(tensors(out))
         call.given = [self.read(value, index) for index, value in given]
         kept = {value.untyped_storage().data_ptr() for _, value in given}
-        goes_on = []
+        goes_on, own = [], {id(reading) for reading in call.arguments}
         for reading, value, version in held:
             reading.overwritten |= value._version != version
-            if value.untyped_storage().data_ptr() in kept or reading is call.taken:
+            if value.untyped_storage().data_ptr() in kept or id(reading) in own:
                 goes_on.append((reading, value, version))
         if self.stack:
             new = [(reading, v, v._version) for reading, (_, v) in zip(call.given, given, strict=True)]
@@ -244,6 +268,8 @@ class Tracer:
 
     def _guess_sequence(self, layout: Layout, d: int, length: int) -> Iterator[Any]:
         known = self.maps.latest_first()
+        if length in self.texts:
+            yield layout, d, ("text",) * length, None, True
         if length == 1:
             yield layout, d, ("cls",) if "cls" in self.prefixes[0] else ("pooled",), None, True
             return
@@ -269,7 +295,6 @@ class Trace:
     calls: dict[str, Call]
 
 
-@torch.no_grad()
 def trace(
     module: nn.Module, forward: Callable[[Tensor], Any], input_hw: tuple[int, int], prefix: tuple[str, ...]
 ) -> Trace:
@@ -281,8 +306,13 @@ def trace(
         input_hw: height and width of the input.
         prefix: kinds of the tokens that the model may put in front of the patches.
     """
-    square, maps = Square.on(input_hw), Maps(input_hw)
-    tracer = Tracer(maps, prefix, square)
+    square = Square.on(input_hw)
+    return watch(module, lambda: forward(square.images(input_hw)), Tracer(Maps(input_hw), prefix, square))
+
+
+@torch.no_grad()
+def watch(module: nn.Module, run: Callable[[], Any], tracer: Tracer) -> Trace:
+    """Notes what every module of a model takes and gives while `run` sends a pair of inputs through it."""
     handles = []
     try:
         for path, child in module.named_modules():
@@ -292,8 +322,8 @@ def trace(
                 )
             )
             handles.append(child.register_forward_hook(lambda _m, _a, out, path=path: tracer.after(path, out)))
-        with maps:
-            forward(square.images(input_hw))
+        with tracer.maps:
+            run()
     finally:
         for handle in handles:
             handle.remove()

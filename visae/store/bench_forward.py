@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from visae.data.sample import FactorTable, Sample
-from visae.model import AdaptedModel, load_model
+from visae.model import AdaptedModel, load_model, vision
 from visae.sites import Site
 from visae.store.batches import Batch, Reader, split_into
 from visae.store.estimate import shard_shape
@@ -58,7 +58,7 @@ def bench_extract(
         Numbers of the run; `overhead` is the extra time over the floor (0.05 is 5 %), and `device_syncs` the
         synchronising calls per batch that torch reports in the extraction's forward thread (None without a GPU).
     """
-    adapted = load_model(model, pretrained=False, device=device) if isinstance(model, str) else model
+    adapted = vision(load_model(model, pretrained=False, device=device)) if isinstance(model, str) else model
     place = adapted.site(site or [name for name, s in adapted.sites().items() if s.grid and s.kind == "output"][-1])
     data = _Noise(images)
     meta = StoreMeta.describe(adapted, place, data, TokenPolicy(), "float16")

@@ -11,7 +11,7 @@ import torch
 
 from visae import store
 from visae.data import load_data
-from visae.model import load_model
+from visae.model import load_model, vision
 from visae.sae import Dictionary, Rows, initialise, make_sae
 from visae.sae.side import SIDE
 from visae.store.errors import human
@@ -109,7 +109,7 @@ def estimate(
         image_size: height and width of the input in pixels; the model's own if not given.
         device: `auto`, `cpu`, `cuda`, ...
     """
-    adapted = load_model(model, pretrained=pretrained, image_size=image_size, device=pick_device(device))
+    adapted = vision(load_model(model, pretrained=pretrained, image_size=image_size, device=pick_device(device)))
     images = load_data(data)
     policy = TokenPolicy.parse(tokens, per_image=per_image)
     first = store.estimate(adapted, site, images, out, policy=policy, dtype=dtype, batch=image_batch)

@@ -6,7 +6,7 @@ from typing import Literal
 from visae import store
 from visae.data import load_data
 from visae.launch import rank
-from visae.model import load_model
+from visae.model import load_model, vision
 from visae.tokens import TokenPolicy
 from visae.workflows.run import pick_device
 
@@ -50,7 +50,7 @@ def extract(
         image_size: height and width of the input in pixels; the model's own if not given.
         device: `auto`, `cpu`, `cuda`, ...
     """
-    adapted = load_model(model, pretrained=pretrained, image_size=image_size, device=pick_device(device))
+    adapted = vision(load_model(model, pretrained=pretrained, image_size=image_size, device=pick_device(device)))
     images = load_data(data)
     policy = TokenPolicy.parse(tokens, per_image=per_image, seed=seed)
     announce(store.estimate(adapted, site, images, out, policy=policy, dtype=dtype, batch=image_batch))

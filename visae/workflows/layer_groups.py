@@ -9,7 +9,7 @@ from typing import Any, Literal
 from visae.data import load_data
 from visae.evaluate.layers import amad as average
 from visae.evaluate.layers import fewest_groups, group_layers
-from visae.model import load_model
+from visae.model import load_model, vision
 from visae.tokens import TokenPolicy
 from visae.train import FREE, TrainConfig
 from visae.workflows.estimate import training_estimate
@@ -158,7 +158,7 @@ def layer_groups(
         | {"schemes": asdict(schemes)}
     )
     place, folder = pick_device(device), begin(Path(out), told).folder
-    adapted = load_model(model, pretrained=pretrained, image_size=image_size, device=place)
+    adapted = vision(load_model(model, pretrained=pretrained, image_size=image_size, device=place))
     names = [adapted.site(name).name for name in layers] if layers else blocks(adapted)
     images, policy = load_data(data), TokenPolicy.parse(tokens, per_image=per_image)
     source = SiteRows(

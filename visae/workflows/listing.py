@@ -82,7 +82,7 @@ def sites(
     """
     adapted = floor.load_model(model, pretrained=pretrained, image_size=image_size)
     found = list(adapted.sites().values())
-    verdicts = {site.name: _verdict(adapted, site) for site in found} if check else None
+    verdicts = {site.name: _verdict(floor.vision(adapted), site) for site in found} if check else None
     return SiteTable(found, adapted.id, verdicts)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from visae.data import load_data
 from visae.data.sample import ImageData
-from visae.model import AdaptedModel, load_model
+from visae.model import AdaptedModel, load_model, vision
 from visae.sae import Card, Dictionary, load_card, load_sae
 from visae.sae.files import CARD
 
@@ -56,12 +56,13 @@ class Run:
         """The model it was trained on, built as it was then."""
         card = self.card
         size = self.config.get("image_size")
-        return load_model(
+        loaded = load_model(
             card.model["id"],
             pretrained=self.config.get("pretrained", True),
             image_size=tuple(size) if size else None,
             device=device,
         )
+        return vision(loaded)
 
     def sae(self, model: AdaptedModel | None = None) -> Dictionary:
         """The dictionary; refuses another model than its own."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from visae.data import load_data
-from visae.model import load_model
+from visae.model import load_model, vision
 from visae.tokens import TokenPolicy
 from visae.train import TrainConfig
 from visae.workflows.held_out import held_out_images
@@ -121,7 +121,7 @@ def suite(
         "pretrained": pretrained, "image_size": image_size, "schemes": asdict(schemes),
     }  # fmt: skip
     settings, place = expand(base, cases), pick_device(device)
-    adapted = load_model(model, pretrained=pretrained, image_size=image_size, device=place)
+    adapted = vision(load_model(model, pretrained=pretrained, image_size=image_size, device=place))
     settings = list({repr(s): s for s in (replace(s, site=adapted.site(s.site).name) for s in settings)}.values())
     images, policy = load_data(data), TokenPolicy.parse(tokens, per_image=per_image)
     site_rows = SiteRows(

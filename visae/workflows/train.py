@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from visae.data import load_data
-from visae.model import load_model
+from visae.model import load_model, vision
 from visae.sae import make_sae, save_sae
 from visae.store import ActivationSource, Loader
 from visae.tokens import TokenPolicy
@@ -128,7 +128,7 @@ def train(
         with processes.main_first():
             run = begin(Path(out), config)
         place = pick_device(device)
-        adapted = load_model(model, pretrained=pretrained, image_size=image_size, device=place)
+        adapted = vision(load_model(model, pretrained=pretrained, image_size=image_size, device=place))
         images, policy, folder = load_data(data), TokenPolicy.parse(tokens, per_image=per_image), run.folder
         chosen = kind_choices(kind, k, options)
         if not run.done:

@@ -1,0 +1,100 @@
+"""What adapted models have in common: the hash of their weights, where their tokens lie, whether they can be tapped."""
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from visae.geometry import Framing, Geometry
+from visae.sites import Site
+
+
+class Adapted:
+    """A native model under the names that visae uses; vision models and pipelines build on it.
+
+    Attributes:
+        id: name that `load_model` understands.
+        framing: how an image becomes the input.
+    """
+
+    id: str
+    framing: Framing
+
+    if TYPE_CHECKING:
+
+        @property
+        def module(self) -> nn.Module:
+            """The module that site paths start from."""
+
+    def sites(self) -> dict[str, Site]:
+        """Sites by alias, in the order in which the model runs them."""
+        raise NotImplementedError
+
+    def site(self, name: str | Site) -> Site:
+        """The site of a name, or this model's own at the place of a `Site` from a card."""
+        raise NotImplementedError
+
+    @cached_property
+    def revision(self) -> str:
+        """First 16 hex digits of a hash over names, types, shapes and bytes of all weights, as they were loaded."""
+        digest = hashlib.sha256()
+        for name, value in sorted(_weights(self.module)):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:16]
+
+    def geometry(self, site: str | Site) -> Geometry:
+        """Which pixels the tokens of a site saw.
+
+        Raises:
+            ValueError: if the site's tokens have no place on the image.
+        """
+        found = self.site(site)
+        if found.grid is None or found.stride is None:
+            raise ValueError(
+                f"site {found.name!r} has {', '.join(sorted(set(found.token_kinds)))} tokens only, which "
+                "have no place on the image; choose a site with patch tokens"
+            )
+        return Geometry(self.framing, found.grid, found.stride, found.offset, found.prefix, found.reach)
+
+
+def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and values of all weights; those that accelerate keeps elsewhere (offload) are asked of its hooks."""
+    for name, value in module.state_dict().items():
+        if isinstance(value, Tensor) and value.is_meta:
+            owner, _, leaf = name.rpartition(".")
+            hook = getattr(module.get_submodule(owner), "_hf_hook", None)
+            value = hook.weights_map[leaf]  # type: ignore[union-attr]
+        if isinstance(value, Tensor):
+            yield name, value
+
+
+def refuse_compiled(module: nn.Module, path: str = "") -> None:
+    """Raises ValueError where a module, or one on the way down to `path`, is compiled: hooks would be ignored there."""
+    parts = path.split(".") if path else []
+    for depth in range(len(parts) + 1):
+        walked = ".".join(parts[:depth]) or "the model"
+        current = module.get_submodule(".".join(parts[:depth]))
+        if type(current).__name__ == "OptimizedModule":
+            raise ValueError(
+                f"{walked} is compiled (torch.compile), so taps would be ignored or force a recompile; "
+                "pass the module from before compiling, which is model._orig_mod"
+            )
+        if getattr(current, "_compiled_call_impl", None) is not None:
+            raise ValueError(
+                f"{walked} is compiled in place (module.compile()), so taps would be ignored; pass a "
+                "module that was not compiled, e.g. a copy.deepcopy from before module.compile()"
+            )
+        if any(hasattr(vars(current).get(name), "_torchdynamo_orig_callable") for name in ("forward", "_old_forward")):
+            raise ValueError(
+                f"the forward of {walked} is compiled (torch.compile(module.forward)), so taps would be ignored; "
+                "put the original back: del module.forward"
+            )
+        if isinstance(current, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{walked} is a TorchScript module, whose inside cannot be tapped; pass the Python module "
+                "from before torch.jit.script or torch.jit.trace"
+            )
