@@ -1,9 +1,9 @@
 """Adapted pipelines: a diffusers pipeline, its parts by name, their sites, its clock, and images from seeds."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -43,6 +43,7 @@ class AdaptedPipeline(Adapted):
         framing: size of the images; an image that is given is scaled to cover it and cropped.
         denoiser: the part that runs at every step.
         texts: the text encoders, in the order in which the pipeline runs them.
+        options: arguments of every call of the pipeline, where it is not told otherwise.
     """
 
     id: str
@@ -50,6 +51,7 @@ class AdaptedPipeline(Adapted):
     framing: Framing
     denoiser: Part
     texts: tuple[Part, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._clock: StepClock | None = None
@@ -195,6 +197,7 @@ class AdaptedPipeline(Adapted):
 
     def _request(self, prompts: Sequence[Any], seeds: Sequence[int], given: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the pipeline's call."""
+        given = {**self.options, **given}
         copies = given.get("num_images_per_prompt", 1)
         if len(seeds) != len(prompts) * copies or not len(prompts):
             raise ValueError(
