@@ -144,7 +144,7 @@ class StepClock:
         if self.after is not None:
             handles.append(module.register_forward_hook(self._done))
         try:
-            with _shadowed(module, "cache_context", self._named), _shadowed(self.pipe, "encode_prompt", self._encodes):
+            with shadowed(module, "cache_context", self._named), shadowed(self.pipe, "encode_prompt", self._encodes):
                 yield self
         finally:
             for handle in handles:
@@ -260,7 +260,7 @@ def _copies(module: nn.Module, sample: Tensor) -> int:
 
 
 @contextmanager
-def _shadowed(owner: Any, name: str, instead: Callable[..., Any]) -> Iterator[None]:
+def shadowed(owner: Any, name: str, instead: Callable[..., Any]) -> Iterator[None]:
     """Puts a function, which is given the original first, before an object's method of that name, if it has one."""
     original = getattr(owner, name, None)
     if original is None:
