@@ -201,7 +201,7 @@ def test_every_entry_tells_its_licence_and_source_and_opens_with_its_command(nam
     assert config["title"]
     assert config["licence"]
     assert config["source"]
-    assert ("layout" in config) != ("spec" in config)
+    assert sum(key in config for key in ("layout", "prompts", "spec")) == 1
 
 
 @pytest.mark.parametrize("name", [n for n in config_names() if "layout" in read_config(n)])

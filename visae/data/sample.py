@@ -1,7 +1,7 @@
-"""What every data set yields: one image and all that is known about it."""
+"""What every data set yields: one image, or one prompt, and all that is known about it."""
 
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -52,13 +52,12 @@ class Sample:
         return np.isin(self.regions, hits)
 
 
-@runtime_checkable
-class ImageData(Protocol):
-    """An indexable set of samples.
+class Data(Protocol):
+    """An indexable set of samples or prompts.
 
     Attributes:
         name: what the user typed to get it.
-        fingerprint: changes when any image or label may have changed (goes into the content hash of a store).
+        fingerprint: changes when anything in it may have changed (goes into the content hash of a store).
         factors: factor -> values, in a fixed order; empty where the set has no labels.
     """
 
@@ -68,4 +67,37 @@ class ImageData(Protocol):
 
     def __len__(self) -> int: ...
 
+    def __getitem__(self, index: int) -> Any: ...
+
+
+@runtime_checkable
+class ImageData(Data, Protocol):
+    """A set of images with what is known of each."""
+
     def __getitem__(self, index: int) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one image is made from.
+
+    Attributes:
+        text: of the prompt; the number of a class for models of classes.
+        seed: of the noise that the image starts from.
+        key: stable name inside the data set.
+        labels: factor -> values that the text asks for.
+        group: what must not be split over train and test; the text itself where nothing else is given.
+    """
+
+    text: str
+    seed: int
+    key: str
+    labels: Labels = field(default_factory=dict)
+    group: str | None = None
+
+
+@runtime_checkable
+class PromptData(Data, Protocol):
+    """A set of prompts, each with the seed of its image."""
+
+    def __getitem__(self, index: int) -> Prompt: ...

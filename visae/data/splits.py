@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from visae.data.images import UnreadableImage
-from visae.data.sample import FactorTable, ImageData, Sample
+from visae.data.sample import Data, FactorTable
 
 
 class Subset:
@@ -18,7 +19,7 @@ class Subset:
         factors: those of the whole set, so that parts agree.
     """
 
-    def __init__(self, data: ImageData, indices: np.ndarray, name: str):
+    def __init__(self, data: Data, indices: np.ndarray, name: str):
         self.data, self.indices, self.name = data, indices, name
         told = hashlib.sha256(data.fingerprint.encode() + indices.astype("<i8").tobytes())
         self.fingerprint = told.hexdigest()[:16]
@@ -27,18 +28,18 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Any:
         return self.data[int(self.indices[index])]
 
     def __repr__(self) -> str:
-        return f"Subset({self.name!r}: {len(self)} of {len(self.data)} images)"
+        return f"Subset({self.name!r}: {len(self)} of {len(self.data)} samples)"
 
     def group_of(self, index: int) -> str | None:
         """Group of a sample, without reading its image where the whole set can tell it so."""
         return group_of(self.data, int(self.indices[index]))
 
 
-def subset(data: ImageData, indices: Sequence[int] | np.ndarray, name: str | None = None) -> Subset:
+def subset(data: Data, indices: Sequence[int] | np.ndarray, name: str | None = None) -> Subset:
     """The samples at `indices`, in that order.
 
     Raises:
@@ -50,7 +51,7 @@ def subset(data: ImageData, indices: Sequence[int] | np.ndarray, name: str | Non
     return Subset(data, chosen, name or f"{data.name} [{len(chosen)} samples]")
 
 
-def split(data: ImageData, fractions: Mapping[str, float], seed: int = 0) -> dict[str, Subset]:
+def split(data: Data, fractions: Mapping[str, float], seed: int = 0) -> dict[str, Subset]:
     """Disjoint parts of a data set; samples of one group (a patient, a scene) never end in different parts.
 
     Args:
@@ -76,7 +77,7 @@ def split(data: ImageData, fractions: Mapping[str, float], seed: int = 0) -> dic
         mine = [index for i, at in zip(order, middle, strict=True) if low <= at < low + share for index in groups[i]]
         if not mine:
             raise ValueError(
-                f"the part {name!r} ({share:g} of {len(data)} images in {len(groups)} groups) would be empty: "
+                f"the part {name!r} ({share:g} of {len(data)} samples in {len(groups)} groups) would be empty: "
                 "take a larger share or more data"
             )
         parts[name] = subset(data, sorted(mine), f"{data.name} [{name}, seed {seed}]")
@@ -84,7 +85,7 @@ def split(data: ImageData, fractions: Mapping[str, float], seed: int = 0) -> dic
     return parts
 
 
-def group_of(data: ImageData, index: int) -> str | None:
+def group_of(data: Data, index: int) -> str | None:
     """Group of a sample; None if it has none or cannot be read."""
     if (quick := getattr(data, "group_of", None)) is not None:
         return quick(index)
