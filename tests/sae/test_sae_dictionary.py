@@ -123,6 +123,17 @@ def test_long_inputs_go_through_in_chunks_with_the_same_result(sae, monkeypatch,
     assert parts.capacity == whole.capacity
 
 
+@pytest.mark.parametrize("width", [F, 256])  # the wider one is searched in two stages
+def test_no_tokens_have_no_codes_and_no_reconstruction(kind, width, tokens, bring):
+    sae = make_sae(kind, D, width, **({"k": 2} if "k" in kind_options(kind) else {}))
+    initialise(sae, bring(sae, tokens()))
+    nothing = bring(sae, tokens(0))
+    for made in (sae, sae.fold()):
+        codes = made.encode(nothing)
+        assert codes.to_dense().shape == (0, width)
+        assert made.decode(codes).shape == (0, D)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_inputs_of_any_float_dtype_are_computed_in_float32(sae, dtype, tokens, bring):
     x, side = sae.unpack(bring(sae, tokens(30)))

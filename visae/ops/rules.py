@@ -44,7 +44,7 @@ def top(x: Tensor, k: int) -> Tensor:
         return x.topk(min(k, width), dim=1, sorted=False).indices
     best = x.view(n, GROUP, groups).amax(1).topk(k, dim=1, sorted=False).indices
     stride = torch.arange(GROUP, device=x.device) * groups
-    candidates = (best[:, None, :] + stride[None, :, None]).reshape(n, -1)
+    candidates = (best[:, None, :] + stride[None, :, None]).flatten(1)
     return candidates.gather(1, x.gather(1, candidates).topk(k, dim=1, sorted=False).indices)
 
 
@@ -122,7 +122,7 @@ class GroupMax:
 
     def _best(self, pre: Tensor) -> Tensor:
         key = functional.pad(pre.abs() if self.signed else pre, (0, -pre.shape[1] % self.groups), value=-torch.inf)
-        best = key.view(len(pre), -1, self.groups).argmax(1)
+        best = key.view(len(pre), key.shape[1] // self.groups, self.groups).argmax(1)
         return best * self.groups + torch.arange(self.groups, device=pre.device)
 
     def mask(self, pre: Tensor) -> Tensor:
