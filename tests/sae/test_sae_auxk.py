@@ -60,6 +60,14 @@ def test_only_dead_latents_are_moved_and_their_encoder_rows_are_among_them(token
         assert float(found[name][DEAD].abs().max()) > 0
 
 
+@pytest.mark.parametrize("ops", [Eager(), Reference()], ids=["eager", "reference"])
+def test_an_error_without_variance_asks_nothing_of_dead_latents(ops, tokens, started, gradients):
+    sae = started("topk", dtype=torch.float32)
+    for x in (tokens(1), tokens(1).expand(7, D)):
+        assert sae.losses(x, ops, dead=DEAD).terms["auxk"].item() == 0
+        assert all(bool((g == 0).all()) for g in gradients(sae, x, ops, DEAD, "auxk").values())
+
+
 def test_nothing_is_added_while_no_latent_is_dead(tokens, started):
     sae = started("topk")
     assert set(sae.losses(tokens(50), Eager()).terms) == {"recon"}

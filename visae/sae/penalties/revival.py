@@ -37,15 +37,20 @@ class AuxK(Penalty):
 
 
 def unexplained(run: Pass, among: Tensor, k_aux: int | None) -> Tensor:
-    """What share of the variance of the error the `k_aux` best of some latents `[m]` leave, where they explain it."""
+    """What share of the variance of the error the `k_aux` best of some latents `[m]` leave, where they explain it.
+
+    0 where the error has none but rounding's, as in a batch of one token.
+    """
     error = run.u - run.recon
     k_aux = k_aux or max(1, min(run.u.shape[1] // 2, 512))
     alone = kernels.share().latents.size == 1  # else other processes may have more such latents
     rule = kernels.TopK(min(k_aux, among.shape[0]) if alone else k_aux, signed=run.sae.signed)
     codes = run.sae.select(run.u, rule, run.ops, pre=run.pre, among=among)
     guess = run.ops.decode(codes, run.sae.decoder.atoms(), None)
-    spread = kernels.share().rows.variance(error).mean().clamp_min(torch.finfo(error.dtype).tiny)
-    return functional.mse_loss(guess, error) / spread
+    rows = kernels.share().rows
+    spread, size = rows.variance(error).mean(), rows.mean(error.square().mean())
+    varies = spread > torch.finfo(error.dtype).eps * size
+    return functional.mse_loss(guess, error) / torch.where(varies, spread, torch.inf)
 
 
 class AuxZipf(Penalty):
