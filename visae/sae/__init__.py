@@ -12,12 +12,12 @@ from visae.sae.init import initialise
 from visae.sae.moments import Moments
 from visae.sae.normalisers import NORMALISERS, Normaliser, normalisers
 from visae.sae.pursuit import pursue
-from visae.sae.registry import ABOUT, KINDS, About, kind_options, kinds, make_sae
+from visae.sae.registry import ABOUT, KINDS, About, kind_options, kinds, make_sae, register_kind
 from visae.sae.side import Rows
 
 __all__ = [
     "ABOUT", "BASELINES", "KINDS", "NORMALISERS", "About", "Card", "Codes", "Dictionary", "Ensemble", "Losses",
     "MismatchError", "Moments", "Normaliser", "Rows", "baselines", "fit_baseline", "initialise", "kind_options",
     "kinds", "load_card", "load_sae", "make_sae", "neurons", "normalisers", "pca", "pull_sae", "pursue", "push_sae",
-    "random_directions", "save_sae",
+    "random_directions", "register_kind", "save_sae",
 ]  # fmt: skip

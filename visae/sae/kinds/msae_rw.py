@@ -27,13 +27,14 @@ def msae_rw(
         aux: coefficient of the loss that revives dead latents.
         k_aux: codes per token in that loss; None takes `min(d / 2, 512)`.
     """
+    activation = TopK(k, n_latents)  # refuses fractions
     ks = halvings(k, levels)
     return Dictionary(
         "msae_rw",
         d,
         n_latents,
         encoder=Linear(d, n_latents),
-        activation=TopK(k, n_latents),
+        activation=activation,
         decoder=UnitNorm(d, n_latents),
         scheme=NestedK(ks, [float(weight) for weight in range(len(ks), 0, -1)]),
         penalties=[AuxK(aux, k_aux)],

@@ -27,7 +27,6 @@ def msae_uw(
         aux: coefficient of the loss that revives dead latents.
         k_aux: codes per token in that loss; None takes `min(d / 2, 512)`.
     """
-    ks = halvings(k, levels)
     return Dictionary(
         "msae_uw",
         d,
@@ -35,6 +34,6 @@ def msae_uw(
         encoder=Linear(d, n_latents),
         activation=TopK(k, n_latents),
         decoder=UnitNorm(d, n_latents),
-        scheme=NestedK(ks),
+        scheme=NestedK(halvings(k, levels)),
         penalties=[AuxK(aux, k_aux)],
     )
