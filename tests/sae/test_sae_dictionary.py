@@ -158,6 +158,17 @@ def test_tokens_of_another_length_are_refused(sae, bring):
         sae.encode(bring(sae, torch.zeros(3, 5)))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_tokens_that_are_not_finite_are_refused_with_their_number_and_advice(sae, value, tokens, bring):
+    x = tokens(20)
+    x[3, 2] = x[7, 0] = x[7, 1] = value
+    for made in (sae, sae.fold()):
+        with pytest.raises(ValueError, match=r"2 of 20 tokens hold values that are NaN .* float16 overflows"):
+            made.encode(bring(made, x))
+    huge = 1e38 * torch.ones(3, D)  # finite, though their sum is not
+    assert len(sae.encode(bring(sae, huge))) == 3
+
+
 def test_reconstruction_is_differentiable_in_the_tokens(sae, tokens, bring):
     sae.double()
     x, side = sae.unpack(bring(sae, tokens(5).double()))
@@ -211,8 +222,9 @@ def test_unknown_kinds_and_options_are_refused_with_the_nearest_known():
         make_sae("relu_l1", 4, 8, k=3)
     with pytest.raises(ValueError, match=r"between 1 and n_latents = 8; got 9"):
         make_sae("topk", 4, 8, k=9)
-    with pytest.raises(ValueError, match="whole number"):
-        make_sae("topk", 4, 8, k=2.5)
+    for kind in ("topk", "hierarchical_topk", "msae_uw", "msae_rw", "k_sparse", "kron"):
+        with pytest.raises(ValueError, match="whole number"):
+            make_sae(kind, 4, 64, k=2.5)
     with pytest.raises(ValueError, match="d must be at least 1"):
         make_sae("topk", 0, 8)
     assert kind_options("topk")["k"] == 32

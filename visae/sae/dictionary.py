@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from visae.ops import Coded, Dense, Eager, Ops, Ragged, Rule, share
 from visae.sae.activations import Activation, Elementwise
+from visae.sae.checks import check_finite
 from visae.sae.codes import Codes
 from visae.sae.decoders import Decoder
 from visae.sae.encoders import Encoder, Linear
@@ -295,12 +296,13 @@ class Dictionary(nn.Module):
             **side: side information by name, where x does not carry it.
 
         Raises:
-            ValueError: for tokens of another length, and see `visae.sae.side.unpack`.
+            ValueError: for tokens of another length, NaN or infinity in them, and see `visae.sae.side.unpack`.
         """
         ops, parts = Eager(), []
         with self._inferring():
             for part, its in self._parts(*self.unpack(x, **side)):
                 u, scale, shift = self.read(part)
+                check_finite(u.detach())
                 codes = Codes.of(self.code(self.modulation(u, its), ops)[0], self.activation.capacity)
                 parts.append(replace(codes, scale=scale, shift=shift, side=its, signed=self.signed))
         return Codes.cat(parts) if len(parts) > 1 else parts[0]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from visae.ops import Eager, Ops, unit_rows
 from visae.sae.centre import geometric_median
+from visae.sae.checks import check_moments
 from visae.sae.dictionary import Dictionary
 from visae.sae.moments import Moments
 from visae.sae.side import Rows, unpack
@@ -22,28 +23,6 @@ MEDIAN_ROWS = 32_768
 
 Start = Literal["data", "random"]
 Centre = Literal["mean", "median"]
-
-
-def check_moments(moments: Moments) -> None:
-    """Refuses inputs that cannot be normalised.
-
-    Raises:
-        ValueError: if there are fewer than two rows, a value is not finite, or the rows do not vary.
-    """
-    if moments.n < 2:
-        raise ValueError(f"the mean and scale of the inputs need at least 2 rows, got {moments.n}")
-    finite = torch.isfinite(moments.mean) & torch.isfinite(moments.squares)
-    if bad := int((~finite).sum()):
-        raise ValueError(
-            f"{bad} of {finite.numel()} input dimensions have a mean or variance that is not finite over the first "
-            f"{moments.n} rows: look for NaN or overflow in the activations (float16 ends at 65504: use bfloat16)"
-        )
-    variance, size = moments.total / moments.n, float(moments.mean.square().sum())
-    if variance <= 1e-12 * size or variance == 0:
-        raise ValueError(
-            f"the inputs are constant: over the first {moments.n} rows the variance is {variance:.3g} and the squared "
-            f"mean {size:.3g}, so there is nothing to learn. Check the site and that the images differ"
-        )
 
 
 @torch.no_grad()

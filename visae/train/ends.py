@@ -7,7 +7,7 @@ from torch import Tensor
 
 from visae.ops import Share, sharing
 from visae.sae import Rows, initialise
-from visae.sae.init import check_moments
+from visae.sae.checks import check_moments
 from visae.train.feed import Batches, LoaderEnded
 from visae.train.record import Recorder
 from visae.train.validate import own_rows, validate
