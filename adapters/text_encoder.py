@@ -2,7 +2,7 @@
 
 from visae.naming import Naming
 
-COMPONENTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
+COMPONENTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4", "bert")
 """Under which names pipelines hold them."""
 
 NAMING = Naming(

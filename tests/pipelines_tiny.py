@@ -44,8 +44,9 @@ def vae(channels=4, levels=2):
     import diffusers
 
     return diffusers.AutoencoderKL(
-        block_out_channels=(8,) * levels, in_channels=3, out_channels=3, latent_channels=channels, norm_num_groups=4, shift_factor=0.1,
-        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(8,) * levels, in_channels=3, out_channels=3, latent_channels=channels, norm_num_groups=4,
+        shift_factor=0.1, down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
     )  # fmt: skip
 
 

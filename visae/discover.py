@@ -5,10 +5,12 @@ from dataclasses import replace
 
 from torch import nn
 
-from visae.naming import HEADS, SUFFIXES, Naming
+from visae.naming import SUFFIXES, Naming
+from visae.places import continues, is_text, make_site, n_heads, one_head, pick, place_of, unread, without_text
+from visae.readings import Call, Reading
 from visae.registry import UnknownName
 from visae.sites import Site, SiteKind
-from visae.trace import Call, Reading, Trace
+from visae.trace import Trace
 
 
 class Catalogue:
@@ -30,7 +32,7 @@ class Catalogue:
             self._offer_block(f"blocks.{number}" if naming.numbered else call.path, call.path)
         if naming.numbered:
             self._offer_ends()
-        self._by_place = {_place_of(s): s for s in reversed(self.sites.values())}
+        self._by_place = {place_of(s): s for s in reversed(self.sites.values())}
 
     def find(self, name: str) -> Site:
         """The site of an alias or of a module path with or without a suffix.
@@ -44,10 +46,10 @@ class Catalogue:
             return self.sites[name]
         if name in self.refused:
             raise ValueError(f"site {name!r} cannot be tapped: {self.refused[name]}")
-        path, text = (name, False) if name in self.calls else _without_text(name)
+        path, text = (name, False) if name in self.calls else without_text(name)
         path, kind, head = self._split(path)
         site = self._site(name, path, kind, head, text=text)
-        return self._by_place.get(_place_of(site), site)
+        return self._by_place.get(place_of(site), site)
 
     def recall(self, site: Site) -> Site:
         """This model's own site at the place that a site (of a card, say) names.
@@ -56,7 +58,7 @@ class Catalogue:
             UnknownName: if the model has no such module.
             ValueError: if the module gives other tokens.
         """
-        place = _place_of(site)
+        place = place_of(site)
         if (same := self.sites.get(site.name)) is not None and same == site:
             return same
         if place not in self._by_place and site.path not in self.calls:
@@ -83,8 +85,8 @@ class Catalogue:
             width = site.d if site.head is None else site.d * (site.n_heads or 1)
             if reading is None or reading.layout is None or reading.d != width:
                 raise ValueError(f"site {site.name!r} is of another model: module {site.path!r} has no such heads")
-            heads = replace(_make(site.name, site.path, "heads", reading), n_heads=site.n_heads)
-            return heads if site.head is None else _one_head(heads, site.name, site.head)
+            heads = replace(make_site(site.name, site.path, "heads", reading), n_heads=site.n_heads)
+            return heads if site.head is None else one_head(heads, site.name, site.head)
         text = site.stream == "text"
         if site.kind == "input":
             return self._site(site.name, site.path, "input", None, text=text)
@@ -151,11 +153,11 @@ class Catalogue:
                 self._offer(f"{alias}.text{suffix}", path, SUFFIXES.get(suffix[1:], "output"), text=True)
         if (heads := self.sites.get(f"{alias}.heads")) is not None and heads.n_heads:
             for j in range(heads.n_heads):
-                self.sites[f"{alias}.head.{j}"] = _one_head(heads, f"{alias}.head.{j}", j)
+                self.sites[f"{alias}.head.{j}"] = one_head(heads, f"{alias}.head.{j}", j)
 
     def _offer_ends(self) -> None:
         if last := next((call for call in reversed(self.blocks) if call.output and call.output.map), None):
-            after = [c for c in self.calls.values() if c.begin > last.end and c.runs == 1 and _continues(last, c)]
+            after = [c for c in self.calls.values() if c.begin > last.end and c.runs == 1 and continues(last, c)]
             self._offer("final", (after or [last])[-1].path, "final")
         if self.naming.pooled is not None:
             self._offer("pooled", self.naming.pooled[0], "pooled", self.naming.pooled[1])
@@ -188,21 +190,21 @@ class Catalogue:
         """Builds the site of a module; raises ValueError with the reason where there is none."""
         if kind in ("heads", "head"):
             heads = self._heads(name, path)
-            return heads if head is None else _one_head(heads, name, head)
+            return heads if head is None else one_head(heads, name, head)
         if kind in ("attn_out", "cross_out", "mlp_out"):
             path = self._part(path, self._candidates(kind, text))
         call = self._called(path)
-        if kind == "cross_out" and not any(_is_text(taken) for taken in call.arguments):
+        if kind == "cross_out" and not any(is_text(taken) for taken in call.arguments):
             raise ValueError(f"module {path!r} is called without a text: it is no cross-attention")
-        reading = _pick(call.arguments if kind == "input" else call.given, call, kind, index, text)
+        reading = pick(call.arguments if kind == "input" else call.given, call, kind, index, text)
         if reading is None or reading.layout is None:
-            raise ValueError(_unread(path, kind, call))
+            raise ValueError(unread(path, kind, call))
         source = call.source(reading)
         if kind == "delta" and (source is None or source.shape != reading.shape):
             taken = source.shape if source else None
             raise ValueError(f"module {path!r} takes {taken} and gives {reading.shape}: it has no delta")
         self._check_order(path, call, reading)
-        site = _make(name, path, kind, reading)
+        site = make_site(name, path, kind, reading)
         if kind == "delta" and source is not None:
             site = replace(site, overwritten=source.overwritten, argument=source.index)
         if kind == "input":
@@ -251,15 +253,15 @@ class Catalogue:
         """All heads' outputs before the output projection mixes them."""
         parts = [f"{path}.{part}" for part in self.naming.attention]
         attention = next((part for part in parts if part in self.calls and self._projection(part)), path)
-        place, n_heads = self._projection(attention), _n_heads(self.module.get_submodule(attention), self.naming)
+        place, heads = self._projection(attention), n_heads(self.module.get_submodule(attention), self.naming)
         if place is None:
             raise ValueError(f"module {path!r} has no attention with a linear output projection")
         fused = isinstance(self.module.get_submodule(place), nn.MultiheadAttention)
         reading = self._called(place).output if fused else self._called(place).taken
-        if reading is None or reading.layout is None or not n_heads or reading.d % n_heads:
-            raise ValueError(f"attention module {attention!r} gives no tokens that divide into {n_heads} heads")
+        if reading is None or reading.layout is None or not heads or reading.d % heads:
+            raise ValueError(f"attention module {attention!r} gives no tokens that divide into {heads} heads")
         self._check_order(place, self.calls[place], reading)
-        return replace(_make(name, place, "heads", reading), n_heads=n_heads)
+        return replace(make_site(name, place, "heads", reading), n_heads=heads)
 
     def _projection(self, attention: str) -> str | None:
         """The layer that mixes the heads of an attention module (itself, where all is one call)."""
@@ -267,92 +269,3 @@ class Catalogue:
             return attention
         paths = (f"{attention}.{part}" for part in self.naming.projection)
         return next((p for p in paths if p in self.calls and isinstance(self.module.get_submodule(p), nn.Linear)), None)
-
-
-def _is_text(reading: Reading) -> bool:
-    return bool(reading.kinds) and set(reading.kinds) == {"text"}
-
-
-def _pick(readings: list[Reading], call: Call, kind: SiteKind, index: int | str | None, text: bool) -> Reading | None:
-    """The tensor that a site means, of those that a module takes or gives."""
-    if index is not None:
-        return next((one for one in readings if one.index == index and one.layout), None)
-    if text:
-        return next((one for one in readings if _is_text(one)), None)
-    return call.taken if kind == "input" else call.output
-
-
-def _without_text(name: str) -> tuple[str, bool]:
-    """A name without the part `text`, which asks for the text's tokens, and whether it was there."""
-    parts = name.split(".")
-    place = max((i for i, part in enumerate(parts) if part == "text"), default=None)
-    return (name, False) if place is None else (".".join(parts[:place] + parts[place + 1 :]), True)
-
-
-def _continues(last: Call, call: Call) -> bool:
-    """Whether a module gives the patches of the last block again, as a norm does (a map may change its width)."""
-    a, b = last.output, call.output
-    if a is None or b is None or a.map is None or b.map is None or a.layout != b.layout or HEADS.search(call.path):
-        return False
-    return a.map.grid == b.map.grid and (a.d == b.d or a.layout not in ("NLC", "LNC"))
-
-
-def _place_of(site: Site) -> tuple[object, ...]:
-    """What tells a tensor from all others: kinds that are some module's output are one kind here."""
-    side = site.kind if site.kind in ("input", "delta", "heads", "head") else "output"
-    return site.path, side, site.head, site.index
-
-
-def _n_heads(module: nn.Module, naming: Naming) -> int | None:
-    for owner in (module, getattr(module, "config", None), getattr(module, "attention", None)):
-        for attribute in naming.heads:
-            if isinstance(count := getattr(owner, attribute, None), int):
-                return count
-    return None
-
-
-def _one_head(heads: Site, name: str, j: int) -> Site:
-    if heads.n_heads is None or not 0 <= j < heads.n_heads:
-        raise ValueError(f"{heads.path!r} has heads 0 to {(heads.n_heads or 0) - 1}, got {j}")
-    return replace(heads, name=name, kind="head", head=j, d=heads.d // heads.n_heads)
-
-
-def _make(name: str, path: str, kind: SiteKind, reading: Reading) -> Site:
-    assert reading.layout is not None
-    place = dict(grid=None, stride=None) if reading.map is None else _place(reading)
-    return Site(
-        name=name,
-        path=path,
-        kind=kind,
-        layout=reading.layout,
-        d=reading.d,
-        token_kinds=reading.kinds,
-        index=reading.index,
-        overwritten=reading.overwritten,
-        **place,
-    )  # type: ignore[arg-type]
-
-
-def _place(reading: Reading) -> dict[str, object]:
-    """Grid, stride, offset and reach of a reading that has patches."""
-    assert reading.map is not None
-    axes = (reading.map.rows, reading.map.columns)
-    ends = [axis.reach(reading.map.input_hw[i]) for i, axis in enumerate(axes)]
-    tiles = all(axis.begin == low and axis.begin + axis.size * axis.spacing == high
-                for axis, (low, high) in zip(axes, ends, strict=True))  # fmt: skip
-    return {
-        "grid": reading.map.grid,
-        "stride": (axes[0].spacing, axes[1].spacing),
-        "offset": (axes[0].begin, axes[1].begin),
-        "reach": None if tiles else (ends[0][0], ends[1][0], ends[0][1], ends[1][1]),
-    }
-
-
-def _unread(path: str, kind: SiteKind, call: Call) -> str:
-    shapes = [call.taken.shape] if kind == "input" and call.taken else [given.shape for given in call.given]
-    what = f"module {path!r}" if path else "the model"
-    return (
-        f"{what} {'takes' if kind == 'input' else 'gives'} tensors of shape "
-        f"{', '.join(map(str, shapes)) or 'none'} for a batch of 2, which hold neither tokens on a grid, nor a "
-        "feature map, nor one vector per image; tap the module around it"
-    )

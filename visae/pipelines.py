@@ -13,11 +13,12 @@ from torch import nn
 from visae.adapted import Adapted, refuse_compiled
 from visae.clock import Step, StepClock
 from visae.discover import Catalogue
-from visae.first_calls import first_calls, trace_denoiser, trace_text
+from visae.first_calls import first_calls
 from visae.geometry import Framing
 from visae.naming import Naming
 from visae.registry import UnknownName
 from visae.sites import Site
+from visae.trace_parts import trace_denoiser, trace_text
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class AdaptedPipeline(Adapted):
         self._clock: StepClock | None = None
         for part in self.parts:
             refuse_compiled(self.module, part.name)
-            getattr(self.pipe, part.name).eval()
+        for component in self.pipe.components.values():
+            if isinstance(component, nn.Module):
+                component.eval()
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -159,7 +162,8 @@ class AdaptedPipeline(Adapted):
         """Images of prompts by the pipeline itself; an image depends on its prompt and seed, not on its batch.
 
         Args:
-            prompts: texts, or numbers of classes where the pipeline makes images of classes.
+            prompts: texts, or numbers of classes where the pipeline makes images of classes; where it makes images of
+                nothing, only how many there are matters.
             seeds: one for every image: as many as prompts, times `num_images_per_prompt` where that is given.
             steps: denoising steps; None takes the pipeline's default.
             guidance: guidance scale; None takes the pipeline's default.
@@ -214,6 +218,7 @@ class AdaptedPipeline(Adapted):
             sized["use_resolution_binning"] = False  # the image then has the size that was asked for
         if unknown := given.keys() - takes:
             raise ValueError(f"{type(self.pipe).__name__} does not take {', '.join(sorted(unknown))}")
-        named = "prompt" if "prompt" in takes else "class_labels"
+        named = next((name for name in ("prompt", "class_labels") if name in takes), None)
+        asked: dict[str, Any] = {"batch_size": len(prompts)} if named is None else {named: list(prompts)}
         generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
-        return {**sized, **given, named: list(prompts), "generator": generators}
+        return {**sized, **given, **asked, "generator": generators}

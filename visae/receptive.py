@@ -82,13 +82,14 @@ class Map:
 class Maps(TorchDispatchMode):
     """Follows the grids that convolutions, poolings, padding and resizing make, while it is entered.
 
-    Grids are told apart by their size alone; of two grids of one size the later one counts.
+    Grids are told apart by their size alone; of two grids of one size the later one counts. The first is that of the
+    pixels, where no other is given.
     """
 
-    def __init__(self, input_hw: HW):
+    def __init__(self, input_hw: HW, first: Map | None = None):
         super().__init__()
         self._known: dict[HW, Map] = {}
-        self.file(Map(Axis(input_hw[0]), Axis(input_hw[1]), input_hw))
+        self.file(first or Map(Axis(input_hw[0]), Axis(input_hw[1]), input_hw))
 
     def file(self, made: Map) -> None:
         """Notes a grid."""

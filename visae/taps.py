@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from visae.adapted import Adapted, refuse_compiled
+from visae.readings import floating
 from visae.registry import UnknownName
 from visae.sites import Site, from_tokens, to_tokens
-from visae.trace import floating
 
 Rewrite = Callable[[Tensor], Tensor]
 Handles = list[torch.utils.hooks.RemovableHandle]

@@ -6,17 +6,20 @@ place is the right one.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from visae.readings import PAIR, Call, Reading, Square, floating, tensors
 from visae.receptive import Map, Maps
 from visae.sites import Layout, to_tokens
 
-IMAGES = 2
+MOST_LEARNT = 64
+"""Learnt tokens that a denoiser may put in front of its texts."""
+
 TOKEN_PARAMETERS = (
     (re.compile(r"(^|\.)(cls_tokens?(_\d+)?|class_token|class_embedding)$"), "cls"),
     (re.compile(r"(^|\.)(dist_token|distillation_token)$"), "cls"),
@@ -37,138 +40,6 @@ def leading_kinds(tower: nn.Module) -> tuple[str, ...]:
     return tuple(kinds)
 
 
-@dataclass
-class Reading:
-    """A tensor read as tokens.
-
-    Attributes:
-        shape: of the native tensor.
-        index: place or key in what the module gave; None for a plain tensor.
-        layout: how the tensor is laid out; None where it could not be read as tokens, a map or a vector per image.
-        d: length of a token vector.
-        kinds: kind of every token.
-        map: grid of the patch tokens; None where there is none.
-        hit: whether the painted square shows up at its place; None where the two images do not differ.
-        overwritten: whether a later operation works in place on the tensor.
-    """
-
-    shape: tuple[int, ...]
-    index: int | str | None = None
-    layout: Layout | None = None
-    d: int = 0
-    kinds: tuple[str, ...] = ()
-    map: Map | None = None
-    hit: bool | None = None
-    overwritten: bool = False
-
-    @property
-    def stream(self) -> tuple[Any, ...]:
-        """What tensors that carry the same tokens have in common."""
-        return self.layout, self.kinds, self.map.grid if self.map else None
-
-
-@dataclass
-class Call:
-    """One module during the traced forward: when it ran, what it took and gave.
-
-    Attributes:
-        path: module path.
-        begin: place in the order in which modules started.
-        end: place in the order in which modules finished.
-        runs: how often it ran.
-        arguments: its tensor arguments; the index of each is its place or name.
-        given: every tensor that it gave.
-    """
-
-    path: str
-    begin: int
-    end: int = -1
-    runs: int = 1
-    arguments: list[Reading] = field(default_factory=list)
-    given: list[Reading] = field(default_factory=list)
-
-    @property
-    def taken(self) -> Reading | None:
-        """The first argument."""
-        return self.arguments[0] if self.arguments else None
-
-    def source(self, given: Reading) -> Reading | None:
-        """The argument that a given tensor continues: the first with its shape and tokens, else the first of all."""
-        same = (a for a in self.arguments if a.shape == given.shape and a.kinds == given.kinds)
-        return next(same, self.taken)
-
-    @property
-    def text(self) -> bool:
-        """Whether it gave the tokens of a text among others."""
-        return any(set(given.kinds) == {"text"} for given in self.given)
-
-    @property
-    def output(self) -> Reading | None:
-        """The first given tensor that could be read, with a grid before others."""
-        read = [reading for reading in self.given if reading.layout]
-        return next((r for r in read if r.map), read[0] if read else None)
-
-
-def tensors(value: Any) -> Iterator[tuple[int | str | None, Tensor]]:
-    """Tensors that a module gave, with their place or key."""
-    if isinstance(value, Tensor):
-        yield None, value
-    elif isinstance(value, Mapping):
-        yield from ((key, item) for key, item in value.items() if isinstance(item, Tensor))
-    elif isinstance(value, tuple | list):
-        yield from ((i, item) for i, item in enumerate(value) if isinstance(item, Tensor))
-
-
-def floating(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[int | str, Tensor]]:
-    """The floating tensors among the arguments of a module, and their places or names."""
-    named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-    return [(key, v) for key, v in named if isinstance(v, Tensor) and v.is_floating_point()]
-
-
-@dataclass(frozen=True)
-class Square:
-    """Where the square is painted, in input pixels, or in cells of `cell` input pixels."""
-
-    top: int
-    left: int
-    size: tuple[int, int]
-    cell: tuple[float, float] = (1.0, 1.0)
-
-    @classmethod
-    def on(cls, input_hw: tuple[int, int], cell: tuple[float, float] = (1.0, 1.0)) -> "Square":
-        """A square an eighth as large as the input (given in cells), off both diagonals."""
-        height, width = input_hw
-        return cls(int(height * 0.25), int(width * 0.6875), (max(1, height // 8), max(1, width // 8)), cell)
-
-    def images(self, input_hw: tuple[int, int], channels: int = 3) -> Tensor:
-        """Noise without and with the square, `[2, channels, H, W]` in float32, H and W counting cells."""
-        noise = torch.randn(1, channels, *input_hw, generator=torch.Generator().manual_seed(0)).mul_(0.5)
-        made = noise.repeat(IMAGES, 1, 1, 1)
-        patch = made[1, :, self.top : self.top + self.size[0], self.left : self.left + self.size[1]]
-        patch.mul_(-1).add_(2.0 - 4.0 * (torch.arange(channels) % 2)[:, None, None])
-        return made
-
-    def shows(self, rows: Tensor, grid: Map) -> bool | None:
-        """Whether most of the patch tokens `[2, t, d]` that differ most between the images lie at the square.
-
-        As many tokens are looked at as fit on the square; None where the images do not differ.
-        """
-        change = (rows[1].float() - rows[0].float()).abs().sum(-1)
-        if not bool(change.max() > 0):
-            return None
-        axes = (grid.rows, grid.columns)
-        sides = [size * cell for size, cell in zip(self.size, self.cell, strict=True)]
-        room = [max(1.0, side / axis.spacing) for axis, side in zip(axes, sides, strict=True)]
-        peaks = change.topk(min(len(change), int(room[0] * room[1]))).indices
-        places = (peaks // grid.grid[1], peaks % grid.grid[1])
-        corner = (self.top * self.cell[0], self.left * self.cell[1])
-        on = [
-            (axis.centre + places[i] * axis.spacing - corner[i] - sides[i] / 2).abs() <= sides[i] / 2 + axis.spacing
-            for i, axis in enumerate(axes)
-        ]
-        return bool((on[0] & on[1]).float().mean() >= 0.5)
-
-
 class Tracer:
     """Hooks on every module that note what flows through; see `trace`.
 
@@ -177,12 +48,16 @@ class Tracer:
         prefix: kinds of the tokens that the model may put in front of the patches.
         square: what is painted on one of the two inputs.
         texts: lengths of the texts that go along with the image.
+        batch: inputs sent together, in pairs of which the last is looked at.
     """
 
-    def __init__(self, maps: Maps, prefix: tuple[str, ...], square: Square, texts: Sequence[int] = ()):
-        self.maps, self.square, self.texts = maps, square, texts
+    def __init__(
+        self, maps: Maps, prefix: tuple[str, ...], square: Square, texts: Sequence[int] = (), batch: int = PAIR
+    ):
+        self.maps, self.square, self.texts, self.batch = maps, square, list(texts), batch
         options = [prefix, (), tuple(k for k in prefix if k == "cls"), tuple(k for k in prefix if k == "reg")]
-        self.prefixes = list(dict.fromkeys([*options, *(("text",) * length for length in texts)]))
+        self.prefixes = list(dict.fromkeys(options))
+        self.doubtful = False
         self.calls: dict[str, Call] = {}
         self.stack: list[tuple[Call, list[tuple[Reading, Tensor, int]]]] = []
         self.ticks = 0
@@ -227,11 +102,30 @@ class Tracer:
         found = [self._judge(reading, value, *guess) for guess in self._guesses(value)]
         known = [r for r, sure in found if sure] or [r for r, _ in found if r.hit]
         if not known:
-            return reading
+            return self._read_longer_text(reading, value)
+        texts = [r for r in known if set(r.kinds) == {"text"}]
+        if texts and len(known) > 1:
+            self.doubtful |= not self._alike(value)
+            known = [r for r in known if r.hit] or texts
         best = next((r for r in known if r.hit), known[0])
         if best.map is not None and best.map.grid not in self.maps and (best.hit or value.dim() == 3):
             self.maps.file(best.map)
         return best
+
+    def _read_longer_text(self, reading: Reading, value: Tensor) -> Reading:
+        """A sequence that knows nothing of the image: the texts one after the other, maybe behind learnt tokens."""
+        if not self.texts or value.dim() != 3 or value.shape[0] != self.batch or not self._alike(value):
+            return reading
+        length = value.shape[1]
+        if not max(self.texts) < length <= sum(self.texts) + MOST_LEARNT:
+            return reading
+        self.texts.append(length)
+        return Reading(reading.shape, reading.index, "NLC", value.shape[2], ("text",) * length)
+
+    @staticmethod
+    def _alike(value: Tensor) -> bool:
+        """Whether the last pair of a batch does not differ: what knows nothing of the image."""
+        return torch.equal(value[-1], value[-2])
 
     def _judge(
         self,
@@ -250,15 +144,15 @@ class Tracer:
     def _guesses(self, value: Tensor) -> Iterator[tuple[Layout, int, tuple[str, ...], Map | None, bool]]:
         """Ways to read a tensor: layout, width, leading kinds, grid, and whether the square need not confirm it."""
         shape = tuple(value.shape)
-        if value.dim() == 2 and shape[0] == IMAGES:
+        if value.dim() == 2 and shape[0] == self.batch:
             yield "NC", shape[1], ("pooled",), None, True
-        elif value.dim() == 4 and shape[0] == IMAGES:
+        elif value.dim() == 4 and shape[0] == self.batch:
             yield from self._guess_map("NCHW", shape[1], shape[2:])
             yield from self._guess_map("NHWC", shape[3], shape[1:3])
         elif value.dim() == 3:
             for layout, batch, length in (("NLC", shape[0], shape[1]), ("LNC", shape[1], shape[0])):
-                if batch == IMAGES:
-                    yield from self._guess_sequence(layout, shape[2], length)  # type: ignore[arg-type]
+                if batch == self.batch:
+                    yield from self._guess_sequence(value, layout, shape[2], length)  # type: ignore[arg-type]
 
     def _guess_map(self, layout: Layout, d: int, grid: tuple[int, ...]) -> Iterator[Any]:
         if tuple(grid) == (1, 1):
@@ -266,33 +160,57 @@ class Tracer:
         elif (found := self.maps.get(tuple(grid))) is not None:  # type: ignore[arg-type]
             yield layout, d, (), found, True
 
-    def _guess_sequence(self, layout: Layout, d: int, length: int) -> Iterator[Any]:
-        known = self.maps.latest_first()
+    def _guess_sequence(self, value: Tensor, layout: Layout, d: int, length: int) -> Iterator[Any]:
         if length in self.texts:
             yield layout, d, ("text",) * length, None, True
         if length == 1:
             yield layout, d, ("cls",) if "cls" in self.prefixes[0] else ("pooled",), None, True
             return
-        for prefix in self.prefixes:
-            patches = length - len(prefix)
-            for made in known:
-                if made.rows.size * made.columns.size == patches:
-                    yield layout, d, prefix, made, True
-            for made in known:
-                if (halved := made.each(lambda axis, _: axis.halve())).rows.size * halved.columns.size == patches:
-                    yield layout, d, prefix, halved, True
-            for made in known:
-                rows, columns = made.grid
-                for step in range(2, min(rows, columns)):
-                    if rows % step == columns % step == 0 and (rows // step) * (columns // step) == patches:
-                        yield layout, d, prefix, made.regrouped((rows // step, columns // step)), False
+        plain = [guess for prefix in self.prefixes for guess in self._guess_patches(layout, d, prefix, length)]
+        yield from plain
+        if not any(sure for *_, sure in plain) and not self._alike(value):
+            for text in self.texts:
+                for made in self.maps.latest_first():
+                    if made.rows.size * made.columns.size == length - text:
+                        yield layout, d, ("text",) * text, made, True
+
+    def _guess_patches(self, layout: Layout, d: int, prefix: tuple[str, ...], length: int) -> Iterator[Any]:
+        """Patches on a grid that is known, on one half as fine, or on one coarser in whole steps, behind a prefix."""
+        known, patches = self.maps.latest_first(), length - len(prefix)
+        for made in known:
+            if made.rows.size * made.columns.size == patches:
+                yield layout, d, prefix, made, True
+        for made in known:
+            if (halved := made.each(lambda axis, _: axis.halve())).rows.size * halved.columns.size == patches:
+                yield layout, d, prefix, halved, True
+        for made in known:
+            rows, columns = made.grid
+            for step in range(2, min(rows, columns)):
+                if rows % step == columns % step == 0 and (rows // step) * (columns // step) == patches:
+                    yield layout, d, prefix, made.regrouped((rows // step, columns // step)), False
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Everything noted in one forward: calls by module path, in the order in which they began."""
+    """Everything noted in one forward.
+
+    Attributes:
+        calls: by module path, in the order in which they began.
+        doubtful: whether a text was as long as an image has tokens, so that the two could be taken for each other.
+    """
 
     calls: dict[str, Call]
+    doubtful: bool = False
+
+    def correct(self, longer: "Trace") -> None:
+        """Reads every tensor as another forward has shown, in which texts were longer and nothing was in doubt."""
+        for path, call in self.calls.items():
+            other = longer.calls[path]
+            for mine, theirs in zip(call.arguments + call.given, other.arguments + other.given, strict=True):
+                if theirs.layout is not None:
+                    kinds = theirs.kinds[sum(theirs.shape) - sum(mine.shape) :]
+                    mine.layout, mine.d, mine.kinds = theirs.layout, theirs.d, kinds
+                    mine.map, mine.hit = theirs.map, theirs.hit
 
 
 def trace(
@@ -327,4 +245,4 @@ def watch(module: nn.Module, run: Callable[[], Any], tracer: Tracer) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
-    return Trace(dict(sorted(tracer.calls.items(), key=lambda item: item[1].begin)))
+    return Trace(dict(sorted(tracer.calls.items(), key=lambda item: item[1].begin)), tracer.doubtful)
