@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from visae.sae import initialise, make_sae
+from visae.sae import ABOUT, initialise, make_sae
 from visae.train import Planted, PlantedConfig, TrainConfig, Trainer, recovery
 
 WORLD = PlantedConfig(d=32, n_features=64, active=4)
@@ -52,16 +52,45 @@ def test_atoms_stay_near_mixtures_of_data_points(activation):
 
 
 def test_negative_results_are_reproduced_and_said():
-    """The literature's and ours: sampling costs reconstruction, top-AFA goes dense."""
-    from visae.sae import ABOUT
-
-    plain, noisy = (train(kind, k=4)[1] for kind in ("topk", "vsae"))
-    assert noisy["val_fvu"] > 1.1 * plain["val_fvu"]
+    """The literature's and ours: sampling costs reconstruction and latents, top-AFA goes dense."""
+    (free, plain, _), (noisy, worse, _) = train("topk", k=4), train("vsae", k=4, kl=0.5)
+    assert worse["val_fvu"] > 2 * plain["val_fvu"]
+    x = Planted(WORLD, part=2).sample(4096)[0]
+    alive = [int((sae.encode(x).to_dense() != 0).any(0).sum()) for sae in (free, noisy)]
+    assert alive[1] < 0.8 * alive[0]
+    assert train("vsae", steps=200, k=4)[1]["val_fvu"] > 1.1 * plain["val_fvu"]
     assert train("top_afa", steps=200)[1]["val_l0"] > 3 * 4
     assert train("discrete", k=4)[1]["val_fvu"] > 1.5 * plain["val_fvu"]
     one = {kind: train(kind, steps=100, k=1)[1]["val_fvu"] for kind in ("topk", "discrete")}
     assert one["discrete"] == pytest.approx(one["topk"], rel=0.05)  # one head is no restriction
     assert all(ABOUT[kind].experimental for kind in ("vsae", "top_afa", "discrete"))
+
+
+class Pairs(Planted):
+    """A token holds one of 64 pairs `a_i + b_j`, one of 64 others, or both; all 32 directions are orthogonal."""
+
+    def sample(self, n, index=0):
+        generator, axes = self._generator(index), torch.eye(32).view(2, 2, 8, 32)
+        x = self._mix(torch.zeros(n, 64), generator)
+        for first, second in axes:
+            at, size = (
+                torch.randint(0, 8, (2, n), generator=generator),
+                1 + 0.3 * torch.randn(n, 1, generator=generator),
+            )
+            there = torch.rand(n, 1, generator=generator) < 0.75
+            x += there * size.clamp_min(0.1) * (first[at[0]] + second[at[1]]) / 2**0.5
+        return x, torch.zeros(n, 64)
+
+
+def test_a_quarter_of_the_encoder_costs_reconstruction_even_where_all_features_are_pairs():
+    fvu = {}
+    for kind in ("topk", "kron"):
+        config = TrainConfig(steps=200, batch=512, stat_rows=4096, device="cpu", log_every=200)
+        held_out = [Pairs(WORLD, part=1).sample(4096)[0]]
+        result = Trainer(make_sae(kind, 32, 128, k=2), config, progress=False).fit(Pairs(WORLD, 512), held_out)
+        fvu[kind] = result.metrics["val_fvu"]
+    assert 1.2 * fvu["topk"] < fvu["kron"] < 0.4
+    assert ABOUT["kron"].experimental
 
 
 def test_group_bias_adaptation_finds_features_at_the_frequencies_asked_for_with_no_other_knob():

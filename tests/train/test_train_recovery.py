@@ -54,7 +54,7 @@ FAMILIES = PlantedConfig(d=32, n_features=64, active=2, children=3, spread=0.3)
 
 
 def test_kinds_that_keep_parents_from_being_absorbed_by_their_children():
-    absorbed, fvu = {}, {}
+    absorbed, fvu, cosine = {}, {}, {}
     for kind in ("topk", "hierarchical_topk", "batch_topk", "atm", "orthogonal", "matryoshka"):
         world = Planted(FAMILIES, 512)
         sae = make_sae(kind, 32, 128, k=3)
@@ -62,10 +62,13 @@ def test_kinds_that_keep_parents_from_being_absorbed_by_their_children():
         held_out = [Planted(FAMILIES, part=1).sample(8192)[0]]
         fvu[kind] = Trainer(sae, config, progress=False).fit(world, held_out).metrics["val_fvu"]
         absorbed[kind] = absorption(sae, Planted(FAMILIES, part=2))
+        atoms = sae.W_dec.detach()
+        cosine[kind] = float((atoms @ atoms.T).fill_diagonal_(-1).amax(1).mean())
     assert absorbed["topk"] > 0.1
     assert absorbed["hierarchical_topk"] > absorbed["topk"]
     assert all(absorbed[kind] <= 0.5 * absorbed["topk"] for kind in ("atm", "orthogonal", "matryoshka"))
     assert absorbed["atm"] < 0.5 * absorbed["batch_topk"]
+    assert cosine["orthogonal"] < 0.6 * cosine["batch_topk"]
     assert fvu["atm"] < fvu["topk"]
     assert fvu["matryoshka"] > fvu["batch_topk"]
 

@@ -18,6 +18,9 @@ def feature_choice(
 ) -> Dictionary:
     """Feature choice: latents pick tokens, so how often each fires is given, and none dies.
 
+    Nor may any be idle: in a dictionary wider than there are features, latents that are too many fire all the same, and
+    reconstruct worse than `topk`.
+
     Args:
         d: length of a token.
         n_latents: width F.
