@@ -23,7 +23,7 @@ def test_a_strip_has_the_plain_run_on_top_and_a_row_for_each_latent():
     pictures = [axis for axis in figure.axes if axis.images]
     assert len(pictures) >= 9
     assert [axis.get_title() for axis in figure.axes[:3]] == ["8", "2", "0.1"]
-    assert figure.axes[3].get_xlabel() == "latent 3\n1 = 3"
+    assert figure.axes[3].get_ylabel() == "latent 3\n1 = 3"
     plain, under = (np.asarray(figure.axes[i].images[0].get_array()) for i in (2, 5))
     assert np.array_equal(plain, np.asarray(frames[2]))
     hot = np.abs(under.astype(int) - under[-1, 0].astype(int)).sum(-1) > 30

@@ -106,6 +106,7 @@ def grid_figure(
     *,
     title: str = "",
     column_titles: Sequence[str] = (),
+    row_titles: Sequence[str] = (),
     captions: Sequence[Sequence[str]] = (),
     vmax: float | None = None,
     seen: Sequence[Sequence[np.ndarray | None]] = (),
@@ -117,6 +118,7 @@ def grid_figure(
         heats: rows of `[H, W]` or None.
         title: of the figure.
         column_titles: over the first row.
+        row_titles: left of the first column.
         captions: under each picture.
         vmax: one scale for all, with a colour bar at the side; None gives every map its own scale and bar.
         seen: pixels that the model saw; the others are hatched.
@@ -142,9 +144,11 @@ def grid_figure(
                 _bar(figure, axis, _largest([heat]), bool((heat < 0).any()))
             if column_titles and r == 0:
                 axis.set_title(column_titles[c], fontsize=9)
+            if row_titles and c == 0:
+                axis.set_ylabel(row_titles[r], fontsize=8, rotation=0, ha="right", va="center", labelpad=8)
             if captions and captions[r][c]:
                 axis.set_xlabel(captions[r][c], fontsize=8)
-    if vmax is not None:
+    if vmax is not None and any(h is not None for row in heats for h in row):
         negative = any(h is not None and (h < 0).any() for row in heats for h in row)
         _bar(figure, axes, vmax, negative, "latent value")
     if title:

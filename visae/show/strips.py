@@ -50,10 +50,9 @@ def strip_figure(
         )
     tops = [float(np.abs(rows).max()) or 1.0 for rows in heats]
     maps = [[None] * len(frames), *([heat / top for heat in rows] for rows, top in zip(heats, tops, strict=True))]
-    captions = [[""] * len(frames)]
-    captions += [[f"{name}\n1 = {top:.3g}", *[""] * (len(frames) - 1)] for name, top in zip(names, tops, strict=True)]
+    titles = ["the image", *(f"{name}\n1 = {top:.3g}" for name, top in zip(names, tops, strict=True))]
     return grid_figure(
-        [list(frames)] * len(maps), maps, title=title, column_titles=list(steps), captions=captions, vmax=1.0
+        [list(frames)] * len(maps), maps, title=title, column_titles=list(steps), row_titles=titles, vmax=1.0
     )
 
 

@@ -1,7 +1,6 @@
 """How well trainers find planted features: every kind and every peer on the same data, steps, batch and k."""
 
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from visae import __version__
+from visae.json_files import write_json
 from visae.ops import fast_precision
 from visae.sae import Codes, Dictionary, Moments, make_sae
 from visae.train.bench import Size, bare_step
@@ -250,14 +250,7 @@ class Contest:
 
     def _write(self) -> None:
         if self.file is not None:
-            write(self.file, {"bench": "quality", "task": asdict(self.task), "runs": self.kept})
-
-
-def write(file: Path, numbers: dict[str, Any]) -> None:
-    """Writes JSON, under another name until it is whole."""
-    partial = file.with_suffix(".tmp")
-    partial.write_text(json.dumps(numbers, indent=1), encoding="utf8")
-    os.replace(partial, file)
+            write_json(self.file, {"bench": "quality", "task": asdict(self.task), "runs": self.kept})
 
 
 def summary(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,15 +1,15 @@
 """Benchmarks: speed as a ratio to a floor that is measured in the same run."""
 
-import json as _json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from visae.codes.bench import bench_codes
+from visae.json_files import write_json
 from visae.store.bench import bench_extract, bench_store
 from visae.store.estimate import duration
 from visae.train.bench import Size, bench_step
-from visae.train.quality import Contest, Task, entrants, summary, write
+from visae.train.quality import Contest, Task, entrants, summary
 from visae.workflows.extract import announce
 from visae.workflows.run import pick_device
 from visae.workflows.table import text_table
@@ -68,7 +68,7 @@ def _short(value: Any) -> str:
 
 def _keep(numbers: dict[str, Any], file: Path | None) -> Measurement:
     if file is not None:
-        file.write_text(_json.dumps(numbers, indent=1), encoding="utf8")
+        write_json(file, numbers)
     return Measurement(numbers)
 
 
@@ -218,5 +218,5 @@ def quality(
         "failed": failed,
         "runs": contest.kept,
     }
-    write(json, numbers)
+    write_json(json, numbers)
     return Quality(numbers)

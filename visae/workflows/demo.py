@@ -1,7 +1,5 @@
 """The first journey, offline: a small CLIP, the built-in world, a dictionary, heat maps, a report, true numbers."""
 
-import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from visae.json_files import write_json
 from visae.show import grid_figure
 from visae.store.estimate import duration
 from visae.workflows.report import report
@@ -115,13 +114,6 @@ def picture(study: Study, rows: int = 5, columns: int = 6) -> "Figure":
         heats.append([geometry.to_image(g / top, (i.height, i.width)) for g, i in zip(grids, shown, strict=True)])
         captions.append([f"{selection.name}: latent {selection.latents[0]}", *[""] * (len(shown) - 1)])
     return grid_figure(images, heats, captions=captions, vmax=1.0)
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Writes a file that is either whole or not there."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(data, indent=1), encoding="utf8")
-    os.replace(partial, path)
 
 
 def tell(run: Run, study: Study, summary: dict[str, float], page: Path) -> str:

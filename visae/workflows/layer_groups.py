@@ -1,7 +1,5 @@
 """Group the layers of a model by what they compute, and train one dictionary per group."""
 
-import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +7,7 @@ from typing import Any, Literal
 from visae.data import load_data
 from visae.evaluate.layers import amad as average
 from visae.evaluate.layers import fewest_groups, group_layers
+from visae.json_files import write_json
 from visae.model import load_model, vision
 from visae.tokens import TokenPolicy
 from visae.train import FREE, TrainConfig
@@ -51,9 +50,7 @@ class LayerGroups:
 
     def write(self) -> None:
         """Writes `layers.json`."""
-        partial = self.folder / f".{FOUND}.tmp"
-        partial.write_text(json.dumps(asdict(self) | {"folder": str(self.folder)}, indent=1), encoding="utf8")
-        os.replace(partial, self.folder / FOUND)
+        write_json(self.folder / FOUND, asdict(self) | {"folder": str(self.folder)})
 
     @property
     def ratios(self) -> dict[str, float]:

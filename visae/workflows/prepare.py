@@ -1,12 +1,12 @@
 """What comes before training: the folder of a run, the rows to train on, whether there is anything left to do."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from visae import store
 from visae.data.sample import ImageData
+from visae.json_files import write_json
 from visae.model import AdaptedModel
 from visae.sae import Card, load_sae
 from visae.store import ActivationSource
@@ -39,9 +39,7 @@ def begin(out: Path, config: dict[str, Any]) -> Run:
                 f"{out} holds a run with other options ({'; '.join(changed)}): take another folder, or the same options"
             )
     else:
-        partial = file.with_suffix(".tmp")
-        partial.write_text(json.dumps(config, indent=1), encoding="utf8")
-        os.replace(partial, file)
+        write_json(file, config)
     return Run(out, config)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from visae.json_files import write_json
 from visae.show import ReportInputs, build_report
 from visae.store.errors import human
 from visae.workflows.heatmap import CONCEPTS
@@ -85,8 +86,7 @@ def report(
 
 def save_selections(run: Run, found: Study) -> None:
     """Keeps the latents of every label beside the dictionary, for `visae heatmap --label`."""
-    text = json.dumps([c.selection.to_dict() for c in found.concepts], indent=1)
-    (run.folder / CONCEPTS).write_text(text, encoding="utf8")
+    write_json(run.folder / CONCEPTS, [c.selection.to_dict() for c in found.concepts])
 
 
 def _inputs(run: Run, found: Study) -> ReportInputs:

@@ -1,6 +1,5 @@
 """What a suite found: one row per setting, which are dominated, how stable they are; as text, JSON and a picture."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ import numpy as np
 
 from visae.evaluate import Metrics, stability
 from visae.evaluate.pareto import dominated
+from visae.json_files import write_json
 from visae.sae import Dictionary
 from visae.show.pareto import Point, pareto_figure
 from visae.workflows.sweep import Setting
@@ -119,10 +119,7 @@ class SuiteReport:
 
     def write(self) -> None:
         """Writes `suite.json` and `suite.png`, each under another name first."""
-        text = json.dumps(asdict(self) | {"folder": str(self.folder)}, indent=1)
-        partial = self.folder / f".{JSON}.tmp"
-        partial.write_text(text, encoding="utf8")
-        os.replace(partial, self.folder / JSON)
+        write_json(self.folder / JSON, asdict(self) | {"folder": str(self.folder)})
         figure = pareto_figure(points(self.rows))
         partial = self.folder / f".tmp.{PICTURE}"
         figure.savefig(partial, dpi=160)
