@@ -160,7 +160,7 @@ class Tied(Encoder):
 
 
 class Kron(Encoder):
-    """Pre-activations are pairs, `a = mAND(p, q)` of two short lists per head (KronSAE, 2025).
+    """Pre-activations are pairs, `a = mAND(p, q)` of two short lists per head (KronSAE, Kurochkin et al. 2025).
 
     `p = ReLU((u - b) P + b_p)`, `q = ReLU((u - b) Q + b_q)`, `a_{h,i,j} = sqrt(p_{h,i} q_{h,j} + 1e-5)` where both are
     above 0, else 0: a soft AND. Only `heads (m + n)` rows instead of `heads m n`.

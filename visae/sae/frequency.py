@@ -10,13 +10,14 @@ from visae.sae.activations import Activation
 
 
 class GroupBias(Activation):
-    """`z = g ReLU(a + b)`; the biases b have no gradient but follow target frequencies (group bias adaptation, 2025).
+    """`z = g ReLU(a + b)`; the biases b have no gradient but follow target frequencies.
 
-    Latents are dealt into groups with targets `p_1 > ... > p_G` in geometric progression. Every so many steps, with
-    the frequency `f_j` and the largest pre-code `r_j = max ReLU(a_j + b_j)` of the tokens since the last time: where
-    `f_j` is above its group's target, `b_j` falls by `rate r_j`; where `f_j` is below `low` times that, it rises by
-    `rate` times the mean positive `r` of its group; b stays between minus the length of an input and 0. The gains g are
-    learnt. No number of codes and no penalty is chosen: L0 is the sum of the frequencies.
+    Group bias adaptation (Chen et al. 2025): latents are dealt into groups with targets `p_1 > ... > p_G` in geometric
+    progression. Every so many steps, with the frequency `f_j` and the largest pre-code `r_j = max ReLU(a_j + b_j)` of
+    the tokens since the last time: where `f_j` is above its group's target, `b_j` falls by `rate r_j`; where `f_j` is
+    below `low` times that, it rises by `rate` times the mean positive `r` of its group; b stays between minus the
+    length of an input and 0. The gains g are learnt. No number of codes and no penalty is chosen: L0 is the sum of the
+    frequencies.
 
     Args:
         d: length of an input; normalised ones have length `sqrt(d)` on average.

@@ -19,6 +19,8 @@ def msae_rw(
 ) -> Dictionary:
     """Nested numbers of codes, the smallest weighted most; see `visae.sae.schemes.NestedK`.
 
+    The paper's numbers double up to all latents, which is a dense product; here the largest is k.
+
     Args:
         d: length of a token.
         n_latents: width F.

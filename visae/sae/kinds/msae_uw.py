@@ -19,6 +19,8 @@ def msae_uw(
 ) -> Dictionary:
     """Nested numbers of codes, all weighted alike; see `visae.sae.schemes.NestedK`.
 
+    The paper's numbers double up to all latents, which is a dense product; here the largest is k.
+
     Args:
         d: length of a token.
         n_latents: width F.

@@ -11,7 +11,7 @@ from visae.sae.registry import register_kind
 @register_kind(
     "top_afa",
     formula="z = ReLU(a) on the k_n largest a of token n, k_n = argmin_k | |z| - |u_n - b| |",
-    paper="top-AFA 2025",
+    paper="Lee et al. 2025 (top-AFA)",
     experimental="goes dense: many more codes than the data need; watch L0",
 )
 def top_afa(d: int, n_latents: int, afa: float = 0.1, aux: float = 1 / 32, k_aux: int | None = None) -> Dictionary:

@@ -11,7 +11,7 @@ from visae.sae.registry import register_kind
 @register_kind(
     "vsae",
     formula="z ~ N(a, sigma^2), the k largest |z| of a token; + kl / 2 sum a^2",
-    paper="variational SAEs, 2025",
+    paper="Baker and Li 2025 (vSAE)",
     experimental="a worse reconstruction than topk, here and in the literature",
 )
 def vsae(d: int, n_latents: int, k: int = 32, sigma: float = 0.3, kl: float = 0.01) -> Dictionary:

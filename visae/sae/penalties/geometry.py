@@ -7,9 +7,10 @@ from visae.sae.penalties.base import Pass, Penalty
 
 
 class Orthogonal(Penalty):
-    """`coefficient * mean over chunks and atoms i of max_{j != i in the chunk} cos(d_i, d_j)^2` (OrtSAE, 2025).
+    """`coefficient * mean over chunks and atoms i of max_{j != i in the chunk} cos(d_i, d_j)^2`.
 
-    Atoms are dealt into chunks anew at every evaluation, so the cost is linear in F, and over time every pair meets.
+    OrtSAE (Korznikov et al. 2025): atoms are dealt into chunks anew at every evaluation, so the cost is linear in F,
+    and over time every pair meets.
 
     Args:
         coefficient: 0.25 in the paper.
