@@ -5,7 +5,7 @@ import torch
 
 from visae.ops import Dense, Eager, Ragged, Reference
 from visae.sae import initialise, kind_options, kinds, make_sae
-from visae.sae.activations import Elementwise
+from visae.sae.elementwise import Elementwise
 
 D, F = 16, 64
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from visae.registry import Registry
-from visae.sae.activations import Activation, ReLU
+from visae.sae.activations import Activation
 from visae.sae.decoders import Free
 from visae.sae.dictionary import Dictionary
+from visae.sae.elementwise import ReLU
 from visae.sae.encoders import Encoder, Linear
 from visae.sae.moments import Moments
 from visae.sae.nonnegative import NonNegative, semi_nmf

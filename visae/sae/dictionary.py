@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from visae.ops import Coded, Dense, Eager, Ops, Ragged, Rule, share
-from visae.sae.activations import Activation, Elementwise
+from visae.sae.activations import Activation
 from visae.sae.checks import check_finite
 from visae.sae.codes import Codes
 from visae.sae.decoders import Decoder
+from visae.sae.elementwise import Elementwise
 from visae.sae.encoders import Encoder, Linear
 from visae.sae.modulation import Modulation
 from visae.sae.normalisers import Normaliser, Scale

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from visae import ops
 from visae.ops import Coded, Dense, Rule
-from visae.sae.activations import Activation, Elementwise, check_k, cut
+from visae.sae.activations import Activation, check_k, cut
+from visae.sae.elementwise import Elementwise
 
 
 class _Jump(torch.autograd.Function):
@@ -149,9 +150,10 @@ class JumpReLU(Elementwise):
 
 
 class Gate(Elementwise):
-    """`z = 1[a > 0] ReLU(exp(r) a + b)`: whether a latent fires and how much are learnt apart (gated SAEs, 2024).
+    """`z = 1[a > 0] ReLU(exp(r) a + b)`: whether a latent fires and how much are learnt apart.
 
-    In the paper magnitudes are `x (W exp(r)) + b_mag`; with `b = b_mag - exp(r) b_gate` that is `exp(r) a + b`.
+    In the paper (Rajamanoharan et al. 2024) magnitudes are `x (W exp(r)) + b_mag`; with `b = b_mag - exp(r) b_gate`
+    that is `exp(r) a + b`.
     """
 
     shards = True

@@ -1,8 +1,8 @@
 """Kind `p_anneal`."""
 
-from visae.sae.activations import ReLU
 from visae.sae.decoders import UnitNorm
 from visae.sae.dictionary import Dictionary
+from visae.sae.elementwise import ReLU
 from visae.sae.encoders import Linear
 from visae.sae.penalties import PAnneal
 from visae.sae.registry import register_kind

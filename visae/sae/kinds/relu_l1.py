@@ -3,9 +3,9 @@
 from typing import Literal
 
 from visae.registry import UnknownName
-from visae.sae.activations import ReLU
 from visae.sae.decoders import UnitNorm
 from visae.sae.dictionary import Dictionary
+from visae.sae.elementwise import ReLU
 from visae.sae.encoders import Linear
 from visae.sae.penalties import L1, Tanh
 from visae.sae.registry import register_kind
