@@ -90,8 +90,8 @@ def test_the_learning_rate_rises_stays_and_falls_and_depends_on_the_step_alone()
     assert set(rates[10:81]) == {1.0}
     assert rates[80:] == pytest.approx([1 - 0.05 * i for i in range(20)])
     assert schedule(0, 1, 0.05, 0.2) == 1.0
-    assert default_lr(1024, 1500) == pytest.approx(2e-3)
-    assert default_lr(4096, 1500) == pytest.approx(1e-3)
+    assert default_lr(1024, 1500) == pytest.approx(4e-3)
+    assert default_lr(4096, 1500) == pytest.approx(2e-3)
     assert default_lr(1024, 100) > default_lr(1024, 1500) > default_lr(1024, 10**6) == pytest.approx(1e-3)
 
 
