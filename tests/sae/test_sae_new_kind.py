@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from visae import ops
-from visae.sae import KINDS, Dictionary, initialise, load_sae, make_sae, save_sae
+from visae.sae import ABOUT, KINDS, Dictionary, initialise, load_sae, make_sae, register_kind, save_sae
 from visae.sae.activations import Activation
 from visae.sae.decoders import UnitNorm
 from visae.sae.encoders import Encoder, Linear
@@ -58,9 +58,9 @@ def new_kind(request):
             penalties=[AuxK()],
         )
 
-    KINDS.register(request.param)(build)
+    register_kind(request.param, formula="z = f(a)", paper="none")(build)
     yield request.param
-    del KINDS._things[request.param]
+    del KINDS._things[request.param], ABOUT[request.param]
 
 
 def test_a_new_kind_trains_on_both_kernels_saves_and_loads(new_kind, tokens, gradients, tmp_path):

@@ -84,6 +84,14 @@ def test_feature_choice_follows_zipfs_law_and_keeps_k_codes_on_average(tokens):
     assert torch.allclose(held_out, expected, atol=0.03)
 
 
+@pytest.mark.parametrize("k", [4, 4.4, 6])
+def test_latents_that_pick_a_fraction_of_the_batch_still_keep_k_codes_per_token(k):
+    """Of 100 tokens 64 latents pick 6.25, 6.9 or 9.4 each."""
+    kept = FeatureChoice(k, 64).train().rule().mask(torch.randn(100, 64))
+    assert int(kept.sum()) == round(100 * k)
+    assert set(kept.sum(0).tolist()) == {int(100 * k / 64), int(100 * k / 64) + 1}
+
+
 def test_shares_above_all_tokens_are_dealt_out():
     shares = filled(torch.tensor([0.9, 0.05, 0.05], dtype=torch.float64), 2.0)
     assert shares.tolist() == pytest.approx([1.0, 0.5, 0.5])

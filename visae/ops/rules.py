@@ -160,9 +160,13 @@ class FeatureChoice:
 
 
 def per_column(share: float | Tensor, n: int, like: Tensor) -> Tensor:
-    """`[F]` int64: how many of n rows each column keeps, at least one; `like` `[*, F]` gives F and the device."""
+    """`[F]` int64: how many of n rows each column keeps, at least one; `like` `[*, F]` gives F and the device.
+
+    Sums of neighbours are rounded, not each by itself: where no column is lifted to one, all keep `n sum share`.
+    """
     shares = torch.as_tensor(share, dtype=torch.float64, device=like.device).expand(like.shape[1])
-    return (shares * n).round().long().clamp(1, n)
+    ends = (shares * n).cumsum(0).round().long()
+    return ends.diff(prepend=ends.new_zeros(1)).clamp(1, n)
 
 
 @dataclass(frozen=True)
