@@ -24,7 +24,7 @@ REACH = {
     ("k_sparse", "recon"): {"encoder.bias", "decoder.weight", "decoder.bias"},
     **{("kron", term): {f"encoder.{part}.{p}" for part in ("first", "second") for p in ("weight", "bias")}
        | {"decoder.weight", "decoder.bias"} for term in ("recon", "auxk")},
-    **{("archetypal", term): (ALL - {"decoder.weight"}) | {f"decoder.{p}" for p in ("mixture", "slack", "log_scale")}
+    **{("archetypal", term): (ALL - {"decoder.weight"}) | {f"decoder.{p}" for p in ("weights", "slack", "log_scale")}
        for term in ("recon", "auxk")},
     ("vsae", "kl"): CODES,
     ("gba", "recon"): {"activation.gain", "decoder.weight"},

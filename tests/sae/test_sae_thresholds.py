@@ -136,6 +136,6 @@ def test_archetypal_atoms_take_any_activation(name, tokens, started):
     sae = started("archetypal", activation=name)
     losses = sae.losses(tokens(200), Eager(), dead=torch.arange(5))
     losses.total.backward()
-    assert float(sae.decoder.mixture.grad.abs().max()) > 0
+    assert float(sae.decoder.weights.grad.abs().max()) > 0
     with pytest.raises(KeyError, match="activation"):
         make_sae("archetypal", 16, 64, activation="relu7")

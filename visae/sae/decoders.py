@@ -95,6 +95,9 @@ class Archetypal(Decoder):
     `D = exp(s) (W C + Lambda)`: C `[m, d]` data points, fixed; rows of W `[F, m]` not negative with sum 1;
     `|Lambda_i| <= delta` times the mean length of a data point. Atoms stay near the data, and two seeds agree more.
 
+    What is learnt is `sqrt(m) W`: Adam moves every entry by the learning rate, whatever its gradient, and m of them in
+    a row that sums to 1 would make it a mean of all points within a few steps.
+
     Args:
         d: length of an input.
         n_latents: width F.
@@ -110,12 +113,17 @@ class Archetypal(Decoder):
         if points < 1 or delta < 0:
             raise ValueError(f"points must be at least 1 and delta at least 0, got {points} and {delta}")
         self.delta = delta
-        self.mixture = nn.Parameter(torch.zeros(n_latents, points))
+        self.weights = nn.Parameter(torch.zeros(n_latents, points))
         self.slack = nn.Parameter(torch.zeros(n_latents, d))
         self.log_scale = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(d))
         self.register_buffer("points", torch.zeros(points, d))
         self.register_buffer("radius", torch.tensor(0.0))
+
+    @property
+    def mixture(self) -> Tensor:
+        """`[F, m]` W: what share each data point has in each atom."""
+        return self.weights / self.weights.shape[1] ** 0.5
 
     def atoms(self) -> Tensor:
         """See `Decoder.atoms`."""
@@ -130,18 +138,18 @@ class Archetypal(Decoder):
     @torch.no_grad()
     def start(self, points: Tensor) -> None:
         """See `Decoder.start`: every atom begins as one data point."""
-        m, width = self.points.shape[0], self.mixture.shape[0]
+        width, m = self.weights.shape
         self.points.copy_(points[torch.arange(m) % points.shape[0]])
         length = torch.linalg.vector_norm(self.points, dim=1).mean()
         self.radius.copy_(self.delta * length)
         self.log_scale.copy_(-length.log())
-        self.mixture.zero_()
-        self.mixture[torch.arange(width), torch.arange(width) % m] = 1.0
+        self.weights.zero_()
+        self.weights[torch.arange(width), torch.arange(width) % m] = m**0.5
 
     @torch.no_grad()
     def project(self) -> None:
         """See `Decoder.project`."""
-        self.mixture.clamp_(min=0)
-        self.mixture.div_(self.mixture.sum(1, keepdim=True).clamp_min(1e-12))
+        self.weights.clamp_(min=0)
+        self.weights.div_(self.mixture.sum(1, keepdim=True).clamp_min(1e-12))
         length = torch.linalg.vector_norm(self.slack, dim=1, keepdim=True)
         self.slack.mul_(torch.clamp(self.radius / length.clamp_min(1e-12), max=1.0))
