@@ -31,6 +31,7 @@ COMMANDS = {
     "layer_groups": "visae.workflows.layer_groups:layer_groups",
     "heatmap": "visae.workflows.heatmap:heatmap",
     "report": "visae.workflows.report:report",
+    "timeline": "visae.workflows.timeline:timeline",
     "blocks": "visae.workflows.blocks:blocks",
     "bench extract": "visae.workflows.bench:extract",
     "bench store": "visae.workflows.bench:store",

@@ -264,6 +264,17 @@ def vision(model: "AdaptedModel | AdaptedPipeline") -> AdaptedModel:
     return model
 
 
+def pipeline(model: "AdaptedModel | AdaptedPipeline") -> "AdaptedPipeline":
+    """The same model, for a job that needs a pipeline that makes images.
+
+    Raises:
+        ValueError: if it is a model that sees them.
+    """
+    if isinstance(model, AdaptedModel):
+        raise ValueError(f"{model.id} sees images and makes none; this job needs a pipeline such as visae:tiny-sd")
+    return model
+
+
 def models(pattern: str = "*", family: str | None = None) -> list[str]:
     """Names that `load_model` understands, as `family:name`, that match a shell pattern."""
     chosen = [_family(family)] if family else list(families().values())

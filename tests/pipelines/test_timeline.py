@@ -50,5 +50,5 @@ def test_blocks_are_measured_shown_and_judged_by_the_labels_of_their_prompts(fol
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red square\n")
     assert "kept" not in str(blocks(f"diffusers:{folder}", prompts=str(prompts), out=tmp_path / "c", **options))
-    with pytest.raises(ValueError, match="makes no pictures"):
+    with pytest.raises(ValueError, match="sees images and makes none"):
         blocks("visae:tiny-clip")

@@ -14,7 +14,7 @@ from visae.evaluate.blocks import Judge, Role, block_roles, block_sites
 from visae.evaluate.pictures import DISTANCES
 from visae.json_files import write_json
 from visae.model import load_model
-from visae.pipelines import AdaptedPipeline
+from visae.model import pipeline as makes_images
 from visae.show import grid_figure
 from visae.store.estimate import duration
 from visae.workflows.extract import announce
@@ -88,9 +88,7 @@ def blocks(
         pretrained: trained weights; `--no-pretrained` builds the model with random ones.
         device: `auto`, `cpu`, `cuda`, ...
     """
-    pipeline = load_model(model, pretrained=pretrained, device=pick_device(device))
-    if not isinstance(pipeline, AdaptedPipeline):
-        raise ValueError(f"{model} makes no pictures; visae blocks takes a pipeline such as visae:tiny-sd")
+    pipeline = makes_images(load_model(model, pretrained=pretrained, device=pick_device(device)))
     pipeline.pipe.set_progress_bar_config(disable=True)
     data = load_prompts(prompts)
     wanted = [data[i] for i in range(len(data))]

@@ -8,6 +8,8 @@ from typing import Any
 from visae.data import load_data
 from visae.data.sample import ImageData
 from visae.model import AdaptedModel, load_model, vision
+from visae.model import pipeline as makes_images
+from visae.pipelines import AdaptedPipeline
 from visae.sae import Card, Dictionary, load_card, load_sae
 from visae.sae.files import CARD
 
@@ -54,15 +56,24 @@ class Run:
 
     def model(self, device: str = "cpu") -> AdaptedModel:
         """The model it was trained on, built as it was then."""
-        card = self.card
+        return vision(self._loaded(device))
+
+    def _loaded(self, device: str) -> AdaptedModel | AdaptedPipeline:
         size = self.config.get("image_size")
-        loaded = load_model(
-            card.model["id"],
+        return load_model(
+            self.card.model["id"],
             pretrained=self.config.get("pretrained", True),
             image_size=tuple(size) if size else None,
             device=device,
         )
-        return vision(loaded)
+
+    def pipeline(self, device: str = "cpu") -> AdaptedPipeline:
+        """The pipeline it was trained on, built as it was then.
+
+        Raises:
+            ValueError: if it was trained on a model that sees images.
+        """
+        return makes_images(self._loaded(device))
 
     def sae(self, model: AdaptedModel | None = None) -> Dictionary:
         """The dictionary; refuses another model than its own."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -13,6 +14,7 @@ from visae.pipelines import AdaptedPipeline
 from visae.sae import Dictionary
 from visae.show.strips import animate, strip_figure
 from visae.sites import Site
+from visae.workflows.run import Run, pick_device
 from visae.workflows.table import text_table
 
 
@@ -37,6 +39,58 @@ class Timeline:
             half, peak = int(np.searchsorted(np.cumsum(share), 0.5)), int(np.argmax(share))
             rows.append([latent, f"{self.sigmas[half]:.3g}", f"{self.sigmas[peak]:.3g}", float(share[peak])])
         return "\n".join([text_table(head, rows), "", *map(str, self.files)])
+
+
+def timeline(
+    run: Path,
+    prompts: str = "world:prompts?split=test&n=4",
+    *,
+    out: Path | None = None,
+    latents: tuple[int, ...] = (),
+    strongest: int = 4,
+    steps: int | None = None,
+    guidance: float | None = None,
+    columns: int = 8,
+    moving: Literal["webp", "gif", "png"] = "webp",
+    device: str = "auto",
+) -> Timeline:
+    """Draw when and where latents fire while a pipeline draws: strips over the emerging image, and moving pictures.
+
+    Says of every latent by which noise level half of it has fired. Without latents to draw, those that are strongest in
+    each image are taken.
+
+    Example:
+        visae timeline runs/sd "world:prompts?split=test&n=2" --latents 17 204
+
+    Args:
+        run: folder of a run that was trained on a pipeline, see `visae train`.
+        prompts: a file with a prompt a line, `world:prompts?n=8`, or an entry of `datasets_cfg/` with prompts.
+        out: folder for the pictures; `timeline` in the run's folder if not given.
+        latents: numbers of latents to draw.
+        strongest: how many of each image's strongest latents to draw, where none are given.
+        steps: denoising steps; those of the training if not given.
+        guidance: guidance scale; that of the training if not given.
+        columns: steps that a strip shows, evenly spaced; the moving picture shows all.
+        moving: kind of moving picture.
+        device: `auto`, `cpu`, `cuda`, ...
+    """
+    opened = Run.open(run)
+    pipeline = opened.pipeline(pick_device(device))
+    sae = opened.sae(pipeline).to(pipeline.device)
+    known = opened.card.sampling
+    return draw(
+        pipeline,
+        sae,
+        Site.from_dict(opened.card.site),
+        prompts,
+        Path(out) if out else opened.folder / "timeline",
+        latents=latents,
+        strongest=strongest,
+        steps=steps or known.get("steps"),
+        guidance=known.get("guidance") if guidance is None else guidance,
+        columns=columns,
+        ending=f".{moving}",
+    )
 
 
 def draw(
