@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from visae.show import ReportInputs, build_report
 from visae.show.latents import best_labels
 from visae.show.report import concept_summary, density_bars, number
+from visae.show.sections import Picture, Section
 
 
 def page_of(inputs, folder, **options):
@@ -131,3 +133,15 @@ def test_a_data_set_that_begins_with_broken_files_is_judged_by_the_first_that_ca
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
     assert not _has_regions(load_data(tmp_path))
     assert _has_regions(World("test", n=2))
+
+
+def test_further_sections_show_their_sentences_tables_and_pictures(report_inputs, tmp_path):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "dot.png")
+    section = Section(
+        "Over <time>", ["A line."], ["sigma", "FVU"], [["0.4", 0.125]], [Picture.of(tmp_path / "dot.png", "a dot", 90)]
+    )
+    text, _ = page_of(replace(report_inputs, sections=[section]), tmp_path / "page")
+    assert "Over &lt;time&gt;" in text
+    assert '<th scope="row">0.4</th><td>0.125</td>' in text
+    assert re.search(r'max-width: 90px"><img src="data:image/png;base64,[^"]+" alt="a dot">', text)
+    assert text.index("Over &lt;time&gt;") < text.index('id="latents"')

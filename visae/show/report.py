@@ -20,6 +20,7 @@ from visae.select import Measured, Selection
 from visae.show.gallery import Galleries
 from visae.show.latents import LatentLabel, best_labels, latent_rows
 from visae.show.overlay import lookup
+from visae.show.sections import Section
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -67,6 +68,7 @@ class ReportInputs:
         concepts: labels with their latents.
         definitions: metric -> sentence shown on hover.
         notes: sentences shown under the title, e.g. known traps that the run touches.
+        sections: more of what was found, shown before the latents.
     """
 
     title: str
@@ -78,6 +80,7 @@ class ReportInputs:
     concepts: Sequence[Concept] = ()
     definitions: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    sections: Sequence[Section] = ()
 
 
 def build_report(run: ReportInputs, out: str | Path, *, n_images: int = 12, max_bytes: int = MAX_BYTES) -> Path:
