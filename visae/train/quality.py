@@ -81,8 +81,8 @@ class Entrant:
         return {"name": self.name, "what": self.what, "version": self.version, "lr": self.lr, "seed": seed}
 
 
-def own(kind: str, task: Task) -> Entrant:
-    """A kind of visae's, as `visae train` would train it."""
+def own(kind: str, task: Task, lr: float | None = None) -> Entrant:
+    """A kind of visae's, as `visae train` would train it; with a peak learning rate of its own rule, or a given one."""
 
     def make() -> Dictionary:
         return make_sae(kind, task.d, task.n_latents, **task.size(kind).options)
@@ -94,7 +94,7 @@ def own(kind: str, task: Task) -> Entrant:
 
     def train(task: Task, seed: int) -> Coder:
         sae = make()
-        config = TrainConfig(steps=task.steps, batch=task.batch, seed=seed, device="cpu")
+        config = TrainConfig(steps=task.steps, batch=task.batch, seed=seed, device="cpu", lr=lr)
         LOG.disabled = True  # what it would warn of is in the table
         try:
             Trainer(sae, config, progress=False).fit(task.data(seed))
@@ -108,7 +108,8 @@ def own(kind: str, task: Task) -> Entrant:
         taken = bare_step(task.size(kind), "auto", fast_precision(), [task.data(0).sample(task.batch)[0]])[1]
         return lambda _x: taken()
 
-    return Entrant(f"visae {kind}", "visae", __version__, default_lr(task.n_latents, task.steps), train, step)
+    rate = lr or default_lr(task.n_latents, task.steps)
+    return Entrant(f"visae {kind}", "visae", __version__, rate, train, step)
 
 
 def foreign(peer: Peer, kind: str, lr: float) -> Entrant:
@@ -130,15 +131,18 @@ def foreign(peer: Peer, kind: str, lr: float) -> Entrant:
     return Entrant(f"{peer.name} {kind}", "peer", peer.version, lr, train, step)
 
 
-def entrants(task: Task, kinds: Sequence[str], rates: Sequence[float]) -> tuple[list[Entrant], dict[str, str]]:
+def entrants(
+    task: Task, kinds: Sequence[str], rates: Sequence[float], lr: float | None = None
+) -> tuple[list[Entrant], dict[str, str]]:
     """Trainers to compare, and why some peers are not among them.
 
     Args:
         task: the task.
         kinds: of dictionary, in visae's names.
         rates: peak learning rates of the peers; none leaves the peers out.
+        lr: peak learning rate of visae's kinds; None follows the rule.
     """
-    found = [own(kind, task) for kind in kinds]
+    found = [own(kind, task, lr) for kind in kinds]
     peers, failed = installed() if rates else ({}, {})
     for kind in kinds:
         found += [foreign(peer, kind, lr) for peer in peers.values() if kind in peer.kinds for lr in rates]

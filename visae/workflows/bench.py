@@ -180,7 +180,8 @@ def quality(
     batch: int = 1024,
     steps: int = 1500,
     peers: bool = True,
-    peer_lr: tuple[float, ...] = (1e-3, 2e-3),
+    lr: float | None = None,
+    peer_lr: tuple[float, ...] = (2e-3, 4e-3),
     cuts: tuple[int, ...] = (),
     json: Path = Path("quality.json"),
 ) -> Quality:
@@ -199,12 +200,13 @@ def quality(
         batch: tokens per step.
         steps: of every run.
         peers: run other libraries too, those that are installed (`pip install "visae[bench]"`).
-        peer_lr: peak learning rates of the peers, one line of the table for each; visae follows its own rule.
+        lr: peak learning rate of visae's kinds; the rule of `visae train` if not given.
+        peer_lr: peak learning rates of the peers, one line of the table for each.
         cuts: also measure FVU where only so many codes of each token are kept, the largest.
         json: write the numbers here, and go on with the runs that are there already.
     """
     task = Task(n_latents=latents, k=k, batch=batch, steps=steps)
-    found, failed = entrants(task, kinds, peer_lr if peers else ())
+    found, failed = entrants(task, kinds, peer_lr if peers else (), lr)
     if wrong := [cut for cut in cuts if not 0 < cut <= latents]:
         raise ValueError(f"cuts are numbers of codes from 1 to the width {latents}, got {', '.join(map(str, wrong))}")
     contest = Contest(task, found, seeds, json, cuts)
