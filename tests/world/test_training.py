@@ -170,10 +170,10 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(name: str, cache: 
         if step == 2:
             raise KeyboardInterrupt
 
-    whole = fit(Task(recipe, cache, "cpu", tokenizer), recipe, cache, tmp_path / "whole", lambda *_: None, every=2)
+    whole = fit(Task(recipe, cache, "cpu", tokenizer), recipe, tmp_path / "whole", lambda *_: None, every=2)
     with pytest.raises(KeyboardInterrupt):
-        fit(Task(recipe, cache, "cpu", tokenizer), recipe, cache, tmp_path / "cut", stop_at_two, every=2)
-    resumed = fit(Task(recipe, cache, "cpu", tokenizer), recipe, cache, tmp_path / "cut", lambda *_: None, every=2)
+        fit(Task(recipe, cache, "cpu", tokenizer), recipe, tmp_path / "cut", stop_at_two, every=2)
+    resumed = fit(Task(recipe, cache, "cpu", tokenizer), recipe, tmp_path / "cut", lambda *_: None, every=2)
     torch.set_num_threads(threads)
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     fresh = Task(recipe, cache, "cpu", tokenizer).model.state_dict()

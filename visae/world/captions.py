@@ -22,6 +22,8 @@ from visae.world.scene import Scene, Thing
 
 _STATED = {"style": 0.6, "colour": 0.65, "size": 0.18, "position": 0.12, "rotation": 0.08}
 """Factor -> how often a description mentions it."""
+_ALWAYS = ("style", "colour")
+"""What a thorough description mentions beside the shape."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ def with_article(text: str) -> str:
     return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
 
 
-def _noun(thing: Thing, stream: Stream) -> tuple[str, dict[str, str]]:
-    roll = stream.below(100)
+def _noun(thing: Thing, stream: Stream, thorough: bool) -> tuple[str, dict[str, str]]:
+    roll = 0 if thorough else stream.below(100)
     known = thing.labels
     factor = "shape" if roll < 84 else "family" if roll < 90 else None
     if factor is None:
@@ -69,11 +71,11 @@ def _noun(thing: Thing, stream: Stream) -> tuple[str, dict[str, str]]:
     return noun, stated
 
 
-def _describe(thing: Thing, stream: Stream) -> tuple[str, dict[str, str]]:
+def _describe(thing: Thing, stream: Stream, thorough: bool) -> tuple[str, dict[str, str]]:
     """A noun phrase with article for one object, and what it states."""
-    noun, stated = _noun(thing, stream)
+    noun, stated = _noun(thing, stream, thorough)
     known = thing.labels
-    mentioned = [factor for factor, often in _STATED.items() if stream.chance(often)]
+    mentioned = list(_ALWAYS) if thorough else [factor for factor, often in _STATED.items() if stream.chance(often)]
     if thing.shape in ROTATIONLESS and "rotation" in mentioned:
         mentioned.remove("rotation")
     if not mentioned and not stated:
@@ -95,25 +97,27 @@ def _describe(thing: Thing, stream: Stream) -> tuple[str, dict[str, str]]:
     return " ".join([text, *stream.shuffled(after)]), stated
 
 
-def draw_caption(scene: Scene, stream: Stream) -> Caption:
+def draw_caption(scene: Scene, stream: Stream, thorough: bool = False) -> Caption:
     """One true caption.
 
     Args:
         scene: what to talk about.
         stream: decides which objects and factors are mentioned, and how.
+        thorough: state shape, style and colour of every object, and the background, and nothing else: as a prompt for
+            a picture does that leaves little to chance.
     """
-    if stream.chance(0.05):
+    if not thorough and stream.chance(0.05):
         ground, count = scene.background, scene.count
         text = f"{stream.choice(COUNTS[count])} {stream.choice(GROUNDS[ground])}"
         return Caption(stream.choice(FRAMES).format(text), background=ground, count=count)
     things = stream.shuffled(scene.things)
-    if len(things) > 1 and stream.chance(0.4):
+    if len(things) > 1 and not thorough and stream.chance(0.4):
         things = things[: stream.between(1, len(things) - 1)]
-    described = [_describe(thing, stream) for thing in things]
+    described = [_describe(thing, stream, thorough) for thing in things]
     text = described[0][0]
     for other, _ in described[1:]:
         text = stream.choice(JOINS).format(text, other)
-    background = scene.background if stream.chance(0.3) else None
+    background = scene.background if thorough or stream.chance(0.3) else None
     if background is None:
         text = stream.choice(FRAMES).format(text)
     elif stream.chance(0.25):

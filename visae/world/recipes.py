@@ -26,8 +26,8 @@ def _n_labels() -> int:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """One model's training.
+class Schedule:
+    """What the training loop needs to know of any recipe.
 
     Attributes:
         name: of the model.
@@ -36,16 +36,9 @@ class Recipe:
         batch: images per step.
         lr: peak learning rate of AdamW, after a linear warm-up, then a cosine to 2 %.
         warmup: steps of the warm-up.
+        decay: the share of the steps, at the end, over which the learning rate falls; it stays at the peak until then.
         weight_decay: on matrices.
-        dense: weight of the auxiliary loss that reads shape, style and colour off patch tokens (its heads are thrown
-            away): it makes tokens say what they show where they are, and learning several times faster.
-        dense_block: which block's output that loss reads.
-        mask: weight of the second auxiliary loss, which reads off early tokens which of their pixels show an object.
-        mask_block: which block's output that loss reads.
-        refine: share of the steps after which patches at the rim of objects are asked to name nothing: it makes tokens
-            say what is at their centre rather than near by.
-        until: share of the steps after which training ends. For tiny-clip soon after it refines: longer, and single
-            latents of a dictionary no longer tell colours from one another.
+        until: share of the steps after which training ends.
         singles: training images with one object.
         several: training images with one to three objects.
         curriculum: entry l is the share of the steps after which images of difficulty l join in.
@@ -59,16 +52,12 @@ class Recipe:
     batch: int = 64
     lr: float = 1e-3
     warmup: int = 200
+    decay: float = 1.0
     weight_decay: float = 0.05
-    dense: float = 0.0
-    dense_block: int = -2
-    mask: float = 3.0
-    mask_block: int = 1
-    refine: float = 1.0
     until: float = 1.0
     singles: int = 80_000
     several: int = 40_000
-    curriculum: tuple[float, ...] = (0.0, 0.10, 0.14, 0.18, 0.24, 0.35)
+    curriculum: tuple[float, ...] = (0.0,) * 6
     seed: int = 0
     ema: float = 0.99
 
@@ -76,6 +65,32 @@ class Recipe:
     def last(self) -> int:
         """The step after which training ends."""
         return round(self.until * self.steps)
+
+
+@dataclass(frozen=True)
+class Recipe(Schedule):
+    """The training of a vision encoder.
+
+    tiny-clip ends soon after it refines (`until`): longer, and single latents of a dictionary no longer tell colours
+    from one another.
+
+    Attributes:
+        dense: weight of the auxiliary loss that reads shape, style and colour off patch tokens (its heads are thrown
+            away): it makes tokens say what they show where they are, and learning several times faster.
+        dense_block: which block's output that loss reads.
+        mask: weight of the second auxiliary loss, which reads off early tokens which of their pixels show an object.
+        mask_block: which block's output that loss reads.
+        refine: share of the steps after which patches at the rim of objects are asked to name nothing: it makes tokens
+            say what is at their centre rather than near by.
+        curriculum: as in `Schedule`; the easy images come first.
+    """
+
+    dense: float = 0.0
+    dense_block: int = -2
+    mask: float = 3.0
+    mask_block: int = 1
+    refine: float = 1.0
+    curriculum: tuple[float, ...] = (0.0, 0.10, 0.14, 0.18, 0.24, 0.35)
 
 
 def tiny_clip(vocab_size: int) -> Recipe:

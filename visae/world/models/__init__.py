@@ -1,7 +1,8 @@
 """The small models that ship with visae: native modules of open_clip and timm, and a judge, with their weights.
 
-Each folder beside this file holds `model.safetensors` (fp16), a configuration, a `card.json` and, for `tiny-clip`, a
-tokenizer. `open_clip.create_model("local-dir:<folder of tiny-clip>")` reads that folder too.
+Each folder of an encoder beside this file holds `model.safetensors` (fp16), a configuration, a `card.json` and, for
+`tiny-clip`, a tokenizer. `open_clip.create_model("local-dir:<folder of tiny-clip>")` reads that folder too. The folders of
+pipelines are complete diffusers folders with a `card.json`: `DiffusionPipeline.from_pretrained(folder("tiny-sd"))`.
 """
 
 import json
@@ -18,18 +19,46 @@ if TYPE_CHECKING:
 MODELS = ("tiny-clip", "tiny-vit", "judge")
 """Names for `build`."""
 
+PIPELINES = ("tiny-sd", "tiny-dit")
+"""Names for `pipeline`."""
+
 CONFIG_FILES = {"tiny-clip": "open_clip_config.json", "tiny-vit": "config.json", "judge": "config.json"}
 
 
 def folder(name: str) -> Path:
-    """Where the files of a model lie.
+    """Where the files of a model or a pipeline lie.
 
     Raises:
         UnknownName: if there is no such model.
     """
-    if name not in MODELS:
-        raise UnknownName("built-in model", name, MODELS)
+    if name not in (*MODELS, *PIPELINES):
+        raise UnknownName("built-in model", name, (*MODELS, *PIPELINES))
     return Path(__file__).parent / name
+
+
+def pipeline(name: str, path: Path | None = None) -> Any:
+    """A shipped text-to-image pipeline, as diffusers loads it, in fp32 on the CPU.
+
+    Args:
+        name: "tiny-sd" (`StableDiffusionPipeline`) or "tiny-dit" (`StableDiffusion3Pipeline`).
+        path: another folder to load it from than the shipped one.
+
+    Raises:
+        UnknownName: if there is no such pipeline.
+        FileNotFoundError: if the folder holds no pipeline.
+    """
+    if name not in PIPELINES:
+        raise UnknownName("built-in pipeline", name, PIPELINES)
+    where = path or folder(name)
+    if not (where / "model_index.json").exists():
+        raise FileNotFoundError(
+            f"the pipeline {name!r} should lie in {where}, which has no model_index.json: this version of visae comes "
+            f"without its weights; make them with `python -m visae.world.train {name}`"
+        )
+    import torch
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(where, dtype=torch.float32)
 
 
 def config(name: str) -> dict[str, Any]:
@@ -37,9 +66,9 @@ def config(name: str) -> dict[str, Any]:
     return json.loads((folder(name) / CONFIG_FILES[name]).read_text(encoding="utf-8"))
 
 
-def card(name: str) -> dict[str, Any]:
+def card(name: str, path: Path | None = None) -> dict[str, Any]:
     """Recipe, seed, training data and measured metrics."""
-    return json.loads((folder(name) / "card.json").read_text(encoding="utf-8"))
+    return json.loads(((path or folder(name)) / "card.json").read_text(encoding="utf-8"))
 
 
 def preprocess_config(name: str) -> dict[str, Any]:

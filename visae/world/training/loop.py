@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,23 +12,42 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from visae.world.recipes import Recipe
-from visae.world.training.cache import N_CAPTIONS, Cache
-from visae.world.training.facts import difficulty
-from visae.world.training.tasks import Task
+from visae.world.recipes import Schedule
+from visae.world.training.cache import N_CAPTIONS
 
 _CLIP_NORM = 1.0
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then a cosine to 2 % of the peak."""
+class Learning(Protocol):
+    """What the loop trains.
+
+    Attributes:
+        model: what ships.
+        helper: what only training needs, or an empty module.
+        device: where both are.
+        levels: `[n]` difficulty of each row of the cache; a row above every level of the curriculum is never shown.
+    """
+
+    model: Any
+    helper: Any
+    device: str
+    levels: np.ndarray
+
+    def loss(self, rows: np.ndarray, pick: np.ndarray, step: int) -> dict[str, Tensor]:
+        """Losses of one batch, a function of its arguments and the weights; the entry `total` is to be minimised."""
+        ...
+
+
+def learning_rate(recipe: Schedule, step: int) -> float:
+    """Linear warm-up, the peak, then a cosine to 2 % of the peak over the last `decay` of the steps."""
     if step < recipe.warmup:
         return recipe.lr * (step + 1) / recipe.warmup
-    along = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    start = max(recipe.warmup, round((1.0 - recipe.decay) * recipe.steps))
+    along = max(0, step - start) / max(1, recipe.steps - start)
     return recipe.lr * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * along)))
 
 
-def batch_rows(recipe: Recipe, levels: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+def batch_rows(recipe: Schedule, levels: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the cache and caption numbers of one step: a function of the step, so that resuming changes nothing.
 
     Args:
@@ -69,7 +89,7 @@ class Average:
                 self.state[key].copy_(value)
 
 
-def _optimizer(task: Task, recipe: Recipe) -> torch.optim.AdamW:
+def _optimizer(task: Learning, recipe: Schedule) -> torch.optim.AdamW:
     weights = [p for part in (task.model, task.helper) for p in part.parameters()]
     groups = [
         {"params": [p for p in weights if p.ndim >= 2], "weight_decay": recipe.weight_decay},
@@ -78,7 +98,7 @@ def _optimizer(task: Task, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, recipe.lr, betas=(0.9, 0.98), fused=True)
 
 
-def _save(path: Path, step: int, task: Task, optimizer: torch.optim.Optimizer, average: Average) -> None:
+def _save(path: Path, step: int, task: Learning, optimizer: torch.optim.Optimizer, average: Average) -> None:
     """Write a checkpoint so that a kill at any moment leaves the old or the new one."""
     whole = {
         "step": step,
@@ -92,7 +112,7 @@ def _save(path: Path, step: int, task: Task, optimizer: torch.optim.Optimizer, a
     part.replace(path)
 
 
-def _resume(path: Path, task: Task, optimizer: torch.optim.Optimizer, average: Average) -> int:
+def _resume(path: Path, task: Learning, optimizer: torch.optim.Optimizer, average: Average) -> int:
     if not path.exists():
         return 0
     whole = torch.load(path, map_location=task.device, weights_only=True)
@@ -104,9 +124,8 @@ def _resume(path: Path, task: Task, optimizer: torch.optim.Optimizer, average: A
 
 
 def fit(
-    task: Task,
-    recipe: Recipe,
-    cache: Cache,
+    task: Learning,
+    recipe: Schedule,
     checkpoint: Path,
     on_save: Callable[[int, dict[str, Tensor]], None],
     every: int = 250,
@@ -116,7 +135,6 @@ def fit(
     Args:
         task: what to train.
         recipe: how.
-        cache: on what.
         checkpoint: file to resume from and to save to.
         on_save: called with (step, averaged weights) whenever a checkpoint was written.
         every: steps between checkpoints.
@@ -129,14 +147,13 @@ def fit(
     start = _resume(checkpoint, task, optimizer, average)
     kind = torch.device(task.device).type
     began = time.monotonic()
-    levels = difficulty(np.asarray(cache.facts))
     # Many tiny attentions: plain matrix products beat the fused kernel on a CPU.
     with tqdm(total=recipe.last, initial=start, desc=recipe.name) as bar, sdpa_kernel(SDPBackend.MATH):
         for step in range(start, recipe.last):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step)
             with torch.autocast(kind, torch.bfloat16):
-                losses = task.loss(*batch_rows(recipe, levels, step), refine=step >= recipe.refine * recipe.steps)
+                losses = task.loss(*batch_rows(recipe, task.levels, step), step)
             optimizer.zero_grad(set_to_none=True)
             losses["total"].backward()
             for group in optimizer.param_groups:

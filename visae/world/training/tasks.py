@@ -15,7 +15,7 @@ from visae.world.factors import FACTORS
 from visae.world.models.word_tokenizer import WorldTokenizer
 from visae.world.recipes import Recipe
 from visae.world.training.cache import PATCH, Cache
-from visae.world.training.facts import caption_facts, presence, truth
+from visae.world.training.facts import caption_facts, difficulty, presence, truth
 from visae.world.training.losses import DenseHeads, contrastive
 
 _SPOKEN = ("shape", "family", "style", "colour", "background", "size", "position")
@@ -71,11 +71,13 @@ class Task:
     Attributes:
         model: what ships.
         helper: what only training needs (the heads of the auxiliary loss), or an empty module.
+        levels: `[n]` difficulty of each row of the cache.
     """
 
     def __init__(self, recipe: Recipe, cache: Cache, device: str, tokenizer: WorldTokenizer | None = None) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.cache, self.device, self.tokenizer = recipe, cache, device, tokenizer
+        self.levels = difficulty(np.asarray(cache.facts))
         # Any: the towers are reached by the names that open_clip and timm give them.
         self.model: Any = models.make(recipe.name, recipe.config).to(device).train()
         start_positions(self.model)
@@ -114,14 +116,15 @@ class Task:
             for handle in handles:
                 handle.remove()
 
-    def loss(self, rows: np.ndarray, pick: np.ndarray, refine: bool = False) -> dict[str, Tensor]:
+    def loss(self, rows: np.ndarray, pick: np.ndarray, step: int) -> dict[str, Tensor]:
         """Losses of one batch; the entry `total` is the one to minimise.
 
         Args:
             rows: `[B]` rows of the cache.
             pick: `[B]` which caption of each row to use.
-            refine: whether patches at the rim of objects are asked to name nothing.
+            step: which; late ones ask patches at the rim of objects to name nothing.
         """
+        refine = step >= self.recipe.refine * self.recipe.steps
         images = normalised(self.cache.images[rows], self.recipe.config["preprocess_cfg"], self.device)
         facts = torch.from_numpy(self.cache.facts[rows]).to(self.device)
         with self._watched() as seen:
