@@ -1,6 +1,7 @@
 """The text-to-image pipelines: tokenizers, autoencoder, latents, denoising, folders, the judge's protocol."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -227,7 +228,7 @@ def test_the_learning_rate_stays_at_its_peak_until_it_falls() -> None:
     rates = [learning_rate(recipe, step) / recipe.lr for step in range(100)]
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert set(rates[10:76]) == {1.0}
-    assert all(a > b for a, b in zip(rates[76:], rates[77:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[76:]))
     assert 0.02 < rates[-1] < 0.03
 
 

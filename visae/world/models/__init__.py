@@ -1,8 +1,9 @@
 """The small models that ship with visae: native modules of open_clip and timm, and a judge, with their weights.
 
 Each folder of an encoder beside this file holds `model.safetensors` (fp16), a configuration, a `card.json` and, for
-`tiny-clip`, a tokenizer. `open_clip.create_model("local-dir:<folder of tiny-clip>")` reads that folder too. The folders of
-pipelines are complete diffusers folders with a `card.json`: `DiffusionPipeline.from_pretrained(folder("tiny-sd"))`.
+`tiny-clip`, a tokenizer. `open_clip.create_model("local-dir:<folder of tiny-clip>")` reads that folder too.
+The folders of pipelines are complete diffusers folders, `DiffusionPipeline.from_pretrained(folder("tiny-sd"))`, with a
+`card.json`.
 """
 
 import json
@@ -67,7 +68,7 @@ def config(name: str) -> dict[str, Any]:
 
 
 def card(name: str, path: Path | None = None) -> dict[str, Any]:
-    """Recipe, seed, training data and measured metrics."""
+    """Recipe, seed, training data and measured metrics, of the shipped folder or of another one."""
     return json.loads(((path or folder(name)) / "card.json").read_text(encoding="utf-8"))
 
 

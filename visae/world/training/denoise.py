@@ -41,7 +41,7 @@ class Denoising:
         self.recipe, self.latents, self.device = recipe, latents, device
         self.tokenizer, self.text_encoder = parts["tokenizer"], parts["text_encoder"].to(device)
         self.model: Any = nn.ModuleDict({name: parts[name] for name in recipe.trained})
-        self.model.to(device, memory_format=torch.channels_last).train()
+        self.model.to(device).to(memory_format=torch.channels_last).train()
         self.helper: Any = nn.Identity()
         facts = np.asarray(cache.facts)
         self.levels = np.where(withheld_rows(facts), NEVER, difficulty(facts))

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ def withheld_rows(facts: np.ndarray) -> np.ndarray:
     """`[n]` bool: whether any object of the images with these facts `[n, 26]` is of a withheld combination."""
     things = facts[:, :-2].astype(int).reshape(len(facts), N_SLOTS, len(FACT_FACTORS))
     shape, style, colour = (things[:, :, f] for f in (_SHAPE, _STYLE, _COLOUR))
-    return (withheld(shape, style, colour) & (shape >= 0)).any(1)
+    return np.any(withheld(shape, style, colour) & (shape >= 0), axis=1)
 
 
 def withheld_combinations() -> list[tuple[str, str, str]]:
@@ -70,7 +71,7 @@ def _thorough(singles: int, n: int) -> list[bytes]:
     return [draw_caption(scene, Stream(78, row), thorough=True).text.encode() for row, scene in enumerate(scenes)]
 
 
-def open_latents(root: Path, cache: Cache, singles: int, autoencoder: torch.nn.Module, device: str) -> Latents:
+def open_latents(root: Path, cache: Cache, singles: int, autoencoder: Any, device: str) -> Latents:
     """The latents of a cache, encoded now unless they lie there complete.
 
     Args:

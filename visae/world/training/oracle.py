@@ -116,7 +116,7 @@ def generate(pipe: Any, texts: list[str], guidance: float, **call: Any) -> np.nd
 def right(prompts: list[Caption], pictures: np.ndarray, oracle: Oracle) -> dict[str, np.ndarray]:
     """Factor -> `[n]` bool: whether the judge sees in each picture what its prompt states."""
     seen = oracle(pictures)
-    asked = [prompt.things[0] | {"background": prompt.background} for prompt in prompts]
+    asked = [prompt.things[0] | {"background": str(prompt.background)} for prompt in prompts]
     return {factor: np.array([a[factor] for a in asked]) == seen[factor] for factor in JUDGED}
 
 
