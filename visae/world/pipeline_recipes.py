@@ -120,14 +120,14 @@ def tiny_sd() -> PipelineRecipe:
     return PipelineRecipe(
         "tiny-sd",
         {"denoiser": unet, "scheduler": scheduler, "text_encoder": _clip_text()},
-        steps=10_000,
+        steps=16_000,
         batch=32,
         lr=1e-3,
         warmup=200,
         decay=0.25,
         weight_decay=0.01,
         ema=0.998,
-        curriculum=(0.0, 0.0, 0.0, 0.0, 0.0, 0.3),
+        curriculum=(0.0, 0.0, 0.0, 0.0, 0.3, 0.375),
         classes={
             "pipeline": "StableDiffusionPipeline",
             "denoiser": "UNet2DConditionModel",
@@ -175,7 +175,7 @@ def tiny_dit() -> PipelineRecipe:
         decay=0.25,
         weight_decay=0.01,
         ema=0.998,
-        curriculum=(0.0, 0.0, 0.0, 0.0, 0.0, 0.3),
+        curriculum=(0.0, 0.0, 0.0, 0.0, 0.3, 0.375),
         trained=("transformer", "text_encoder"),
         classes={
             "pipeline": "PixArtAlphaPipeline",
