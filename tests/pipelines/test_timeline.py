@@ -52,3 +52,13 @@ def test_blocks_are_measured_shown_and_judged_by_the_labels_of_their_prompts(fol
     assert "kept" not in str(blocks(f"diffusers:{folder}", prompts=str(prompts), out=tmp_path / "c", **options))
     with pytest.raises(ValueError, match="sees images and makes none"):
         blocks("visae:tiny-clip")
+
+
+def test_a_shipped_pipeline_is_loaded_by_name_and_says_where_its_weights_are_missing(folder, tmp_path, monkeypatch):
+    from visae.adapters import shipped
+
+    monkeypatch.setattr(shipped, "_folder", lambda name: {"tiny-sd": folder}.get(name, tmp_path / name))
+    assert visae.load_model("visae:tiny-sd").id == "visae:tiny-sd"
+    assert "tiny-sd" in shipped.names()
+    with pytest.raises(FileNotFoundError, match=r"python -m visae.world.train tiny-dit"):
+        visae.load_model("visae:tiny-dit")
