@@ -23,6 +23,9 @@ class Tokens:
         kind: `[n]` uint8 code into `KINDS`.
         y: `[n]` int32 row on the token grid, -1 for tokens that have no place in the image.
         x: `[n]` int32 column on the token grid, likewise.
+        step: `[n]` int16 place among the timesteps of a pipeline's run, None for models that see images.
+        sigma: `[n]` float32 noise level of the step (see `visae.clock`), likewise.
+        branch: `[n]` int8 branch of the guidance, a number of `visae.clock.CODES`, likewise.
     """
 
     rows: Tensor
@@ -31,6 +34,9 @@ class Tokens:
     kind: Tensor
     y: Tensor
     x: Tensor
+    step: Tensor | None = None
+    sigma: Tensor | None = None
+    branch: Tensor | None = None
 
     def __len__(self) -> int:
         return self.rows.shape[0]

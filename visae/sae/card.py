@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from visae import __version__
+from visae.clock import noise_scale
 
 SCHEMA = 1
 
@@ -32,7 +33,9 @@ class Card:
         policy: `TokenPolicy.to_dict()`: which tokens it saw.
         preprocessing: how an image became the model's input.
         geometry: which pixels a token saw; None for sites without a grid.
-        data: `{"name": ..., "fingerprint": ...}` of the data set.
+        sampling: how a pipeline ran and what of it was collected: scheduler, steps, guidance, branch, noise levels,
+            versions (`visae.store.Collection.to_dict()`); empty for models that see images.
+        data: `{"name": ..., "fingerprint": ...}` of the data set or the set of prompts.
         dtype: of the weights.
         training: the `TrainConfig`, and how many samples were seen.
         metrics: measured on held-out data, with the number of tokens.
@@ -54,6 +57,7 @@ class Card:
     policy: dict[str, Any] = field(default_factory=dict)
     preprocessing: dict[str, Any] = field(default_factory=dict)
     geometry: dict[str, Any] | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     training: dict[str, Any] = field(default_factory=dict)
@@ -96,10 +100,10 @@ class Card:
         return replace(self, **changes)
 
     def check(self, model: Any = None, site: Any = None) -> None:
-        """Refuses another model or site than the card's.
+        """Refuses another model or site than the card's, and a scheduler whose noise levels mean something else.
 
         Args:
-            model: an `AdaptedModel`, a model id, or `{"id": ..., "revision": ...}`; None is not checked.
+            model: an `AdaptedModel` or `AdaptedPipeline`, a model id, or `{"id": ..., "revision": ...}`; None is not checked.
             site: a `Site`, its name, or its `to_dict()`; None is not checked.
 
         Raises:
@@ -112,6 +116,12 @@ class Card:
                     wrong.append(f"{noun} {key} {known[key]!r}, asked for {value!r}")
             if asked and not known:
                 wrong.append(f"no {noun} on its card, asked for {asked}")
+        pipe, scale = getattr(model, "pipe", None), self.sampling.get("scale")
+        if pipe is not None and scale is not None and (own := noise_scale(pipe.scheduler)) != scale:
+            wrong.append(
+                f"noise levels of {self.sampling['scheduler']['class']} ({scale}), asked for those of "
+                f"{type(pipe.scheduler).__name__} ({own})"
+            )
         if wrong:
             raise MismatchError(
                 f"this dictionary was trained on {'; '.join(wrong)}. Codes of another model or site "

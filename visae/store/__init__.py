@@ -13,6 +13,7 @@ from visae.store.extract import extract
 from visae.store.index import Skipped
 from visae.store.loader import Loader
 from visae.store.meta import StoreMeta
+from visae.store.sampling import Collection, Sampling
 from visae.store.store import Chunk, Store, open_store
 from visae.store.stream import Stream
 from visae.store.wide import WideStream
@@ -43,7 +44,7 @@ class ActivationSource(Protocol):
         rank: int = 0,
         processes: int = 1,
     ) -> Loader:
-        """Shuffled `[b, d]` tensors; of several processes each brings its own share of the rows."""
+        """Shuffled `[b, d]` rows, see `Loader`; of several processes each brings its own share of the rows."""
         ...
 
     def chunks(self, rows: int = 65536) -> Iterator[Chunk]:
@@ -89,12 +90,14 @@ class ActivationSource(Protocol):
 __all__ = [
     "ActivationSource",
     "Chunk",
+    "Collection",
     "DamagedShard",
     "DiskFull",
     "Estimate",
     "Loader",
     "Note",
     "Overflow",
+    "Sampling",
     "Skipped",
     "Store",
     "StoreError",

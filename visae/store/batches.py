@@ -1,4 +1,4 @@
-"""Images on their way to the model: read, framed and described in threads ahead of the forward pass."""
+"""Images and prompts on their way to the model: read, framed and described in threads ahead of the forward pass."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from visae.data.images import UnreadableImage
-from visae.data.sample import ImageData, Labels, Sample
+from visae.data.sample import ImageData, Labels, Prompt, PromptData, Sample
 from visae.geometry import Geometry
 from visae.model import AdaptedModel
+from visae.pipelines import AdaptedPipeline
 from visae.sites import Site
 from visae.store.index import Skipped
+from visae.store.sampling import Collection
 from visae.tokens import TokenPolicy
 
 
@@ -31,6 +34,7 @@ class Note:
         captions: sentences that are true of the image.
         boxes: `[n][4]` as x0, y0, x1, y1 in pixels, or None.
         group: what must not be split over train and test, or None.
+        seed: of the noise that the image was made from, or None.
     """
 
     key: str
@@ -40,6 +44,7 @@ class Note:
     captions: tuple[str, ...] = ()
     boxes: list[list[float]] | None = None
     group: str | None = None
+    seed: int | None = None
 
     @classmethod
     def of(cls, sample: Sample) -> "Note":
@@ -61,7 +66,7 @@ class Note:
         return {
             "key": self.key,
             "hw": list(self.hw),
-            **{k: v for k, v in vars(self).items() if v and k not in ("key", "hw")},
+            **{k: v for k, v in vars(self).items() if (v or k == "seed") and v is not None and k not in ("key", "hw")},
         }
 
     @classmethod
@@ -78,10 +83,11 @@ class Loaded:
 
     Attributes:
         item: its place in the data set.
-        pixels: `[3, H, W]` input.
+        pixels: `[3, H, W]` input; empty where an image is made from the prompt.
         note: what is known of it.
         places: `[t]` kept places in the site's sequence.
         regions: `[t]` region under each kept token, None where the data set has no masks.
+        prompt: of a pipeline, None for models that see images.
     """
 
     item: int
@@ -89,6 +95,7 @@ class Loaded:
     note: Note
     places: np.ndarray
     regions: np.ndarray | None
+    prompt: Prompt | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,7 @@ class Batch:
         regions: `[n, t]`, or None where no sample has masks.
         notes: one per item.
         skipped: samples that should have been here but could not be read.
+        prompts: of a pipeline, one per item.
     """
 
     pixels: Tensor
@@ -110,6 +118,7 @@ class Batch:
     regions: np.ndarray | None
     notes: tuple[Note, ...]
     skipped: tuple[Skipped, ...]
+    prompts: tuple[Prompt, ...] = ()
 
 
 class Reader:
@@ -136,6 +145,14 @@ class Reader:
         return Loaded(
             item, self._model.preprocess([sample.image])[0], Note.of(sample), places, self._under(sample, places)
         )
+
+    def note(self, item: int) -> Note:
+        """What is known of a sample, without the model.
+
+        Raises:
+            UnreadableImage: if it cannot be read.
+        """
+        return Note.of(self._data[item])
 
     def _under(self, sample: Sample, places: np.ndarray) -> np.ndarray | None:
         """Region under each kept token; 0 for tokens without a place in the image."""
@@ -164,6 +181,53 @@ class Reader:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+class PromptReader(Reader):
+    """Brings prompts, and images with noise to be added, to a pipeline.
+
+    Args:
+        model: the pipeline.
+        site: where rows will be read.
+        data: prompts; images where noise is added to them.
+        policy: which tokens of each step and branch are kept.
+        collected: from which steps and branches.
+    """
+
+    def __init__(
+        self,
+        model: AdaptedPipeline,
+        site: Site,
+        data: PromptData | ImageData,
+        policy: TokenPolicy,
+        collected: Collection,
+    ):
+        self._site, self._policy, self._collected = site, policy, collected
+        self._prompts: Any = data
+        self._geometry = model.geometry(site) if site.grid else None
+
+    def load(self, item: int) -> Loaded | Skipped:
+        """One prompt or image by its place, or why it could not be read."""
+        n, (height, width) = len(self._collected.slots), self._collected.image_hw
+        places = self._policy.select(self._site.token_kinds, item * n + np.arange(n)).reshape(-1)
+        if self._collected.mode != "noise":
+            prompt: Prompt = self._prompts[item]
+            return Loaded(item, torch.empty(0), self.note(item), places, None, prompt)
+        try:
+            sample: Sample = self._prompts[item]
+        except UnreadableImage as error:
+            return Skipped(item, error.key, error.reason)
+        image = ImageOps.fit(sample.image.convert("RGB"), (width, height), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.asarray(image, np.float32) / 127.5 - 1).permute(2, 0, 1)
+        prompt = Prompt(next(iter(sample.captions), ""), item, sample.key, sample.labels, sample.group)
+        return Loaded(item, pixels, Note.of(sample), places, self._under(sample, places), prompt)
+
+    def note(self, item: int) -> Note:
+        """See `Reader.note`."""
+        one = self._prompts[item]
+        if isinstance(one, Sample):
+            return Note.of(one)
+        return Note(one.key, self._collected.image_hw, dict(one.labels), (), (one.text,), None, one.group, one.seed)
+
+
 def collate(loaded: Sequence[Loaded | Skipped]) -> Batch:
     """Puts samples together; those that could not be read are listed."""
     good = [one for one in loaded if isinstance(one, Loaded)]
@@ -179,6 +243,7 @@ def collate(loaded: Sequence[Loaded | Skipped]) -> Batch:
         regions=regions,
         notes=tuple(one.note for one in good),
         skipped=tuple(one for one in loaded if isinstance(one, Skipped)),
+        prompts=tuple(one.prompt for one in good if one.prompt is not None),
     )
 
 

@@ -156,7 +156,9 @@ def _read_runs(flat: np.ndarray, batch: int, run: int = 16384) -> Iterator[torch
 
 
 def _read_store(store: Store, batch: int, seed: int) -> Iterator[torch.Tensor]:
-    yield from store.loader(batch, seed=seed, passes=1)
+    for rows in store.loader(batch, seed=seed, passes=1):
+        assert isinstance(rows, torch.Tensor)
+        yield rows
 
 
 def _drain(batches: Iterator[torch.Tensor]) -> None:

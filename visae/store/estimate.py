@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from visae.data.sample import ImageData
+from visae.data.sample import ImageData, PromptData
 from visae.model import AdaptedModel
+from visae.pipelines import AdaptedPipeline
 from visae.sites import Site
 from visae.store.batches import Loaded, Reader, collate
 from visae.store.errors import DiskFull, free_bytes, human
-from visae.store.forward import forward_pass
+from visae.store.making import making
 from visae.store.meta import StoreMeta
+from visae.store.sampling import Collection, Sampling
 from visae.store.shard import header_room, place_dtype
 from visae.tokens import TokenPolicy
 
@@ -37,7 +39,7 @@ class Estimate:
         seconds: duration, from two timed batches; None if they were not timed.
         free: free bytes where the store would lie; None if no folder was given.
         n_items: samples.
-        tokens_per_item: rows kept of each.
+        tokens_per_item: rows kept of each, over all steps and branches of a pipeline.
         d: length of a row.
         dtype: storage dtype.
     """
@@ -110,9 +112,9 @@ def sample_items(reader: Reader, n_items: int, wanted: int = _SAMPLED) -> list[L
 
 
 def estimate(
-    model: AdaptedModel,
+    model: AdaptedModel | AdaptedPipeline,
     site: str | Site,
-    data: ImageData,
+    data: ImageData | PromptData,
     out: str | Path | None = None,
     *,
     policy: TokenPolicy | None = None,
@@ -120,11 +122,12 @@ def estimate(
     batch: int = 32,
     shard_bytes: int = SHARD_BYTES,
     timed: bool = True,
+    sampling: Sampling | Collection | None = None,
 ) -> Estimate:
     """Rows, bytes and seconds of an extraction.
 
     Args:
-        model: the model.
+        model: the model, or a pipeline.
         site: where rows would be read.
         data: the samples.
         out: where the store would lie (to tell the free space), or None.
@@ -132,22 +135,25 @@ def estimate(
         dtype: storage dtype.
         batch: images per forward pass.
         shard_bytes: size of a shard.
-        timed: run two batches through the model to tell the seconds.
+        timed: run two batches through the model, or a few steps of a pipeline, to tell the seconds.
+        sampling: how a pipeline runs, and what of it is collected.
 
     Raises:
         ValueError: if the data set is empty or unreadable, the policy keeps nothing or the dtype is unknown.
     """
-    place = model.site(site)
-    meta = StoreMeta.describe(model, place, data, policy or TokenPolicy(), dtype)
-    reader = Reader(model, place, data, meta.policy)
+    made = making(model, [site], data, policy, dtype, sampling)
+    meta = made.meta
     started = time.perf_counter()
-    sampled = sample_items(reader, len(data))
+    sampled = sample_items(made.reader, len(data))
     reading = (time.perf_counter() - started) / max(1, len(sampled))
     if not sampled:
         raise ValueError(f"none of the images sampled from {data.name} can be read: check the files")
     seconds = None
     if timed:
-        seconds = len(data) * (reading + _forward_seconds(model, place, meta.dtype, sampled, min(batch, len(data))))
+        together = min(batch, len(data))
+        with made.start() as forward:
+            seconds = forward.seconds(collate([sampled[i % len(sampled)] for i in range(together)])) / together
+        seconds = len(data) * (reading + seconds)
     n_bytes = store_bytes(meta, *shard_shape(meta, shard_bytes), sampled, len(data))
     return Estimate(
         len(data) * meta.tokens_per_item,
@@ -159,18 +165,6 @@ def estimate(
         meta.d,
         meta.dtype,
     )
-
-
-def _forward_seconds(model: AdaptedModel, site: Site, dtype: str, sampled: list[Loaded], batch: int) -> float:
-    """Seconds per image of the forward pass: the quicker of two batches after a first one to warm up."""
-    full = collate([sampled[i % len(sampled)] for i in range(batch)])
-    times = []
-    with forward_pass(model, site, dtype) as forward:
-        for _ in range(3):
-            started = time.perf_counter()
-            forward(full).wait()
-            times.append(time.perf_counter() - started)
-    return min(times[1:]) / batch
 
 
 def require_room(folder: Path, needed: int, meta: StoreMeta) -> None:

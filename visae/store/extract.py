@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from visae.data.sample import ImageData
+from visae.data.sample import ImageData, PromptData
 from visae.model import AdaptedModel
+from visae.pipelines import AdaptedPipeline
 from visae.sites import Site
 from visae.store.batches import Batch, Reader, split_into
 from visae.store.errors import DamagedShard, StoreError
@@ -24,9 +25,11 @@ from visae.store.estimate import (
     shard_shape,
     store_bytes,
 )
-from visae.store.forward import Forward, Pending, forward_pass
+from visae.store.forward import Pending
 from visae.store.index import INDEX, Index, Skipped, locked
+from visae.store.making import Pass, making
 from visae.store.meta import StoreMeta
+from visae.store.sampling import Collection, Sampling
 from visae.store.shard import Shard
 from visae.store.store import Store
 from visae.store.writer import ShardWriter
@@ -36,9 +39,9 @@ _AHEAD = 4
 
 
 def extract(
-    model: AdaptedModel,
+    model: AdaptedModel | AdaptedPipeline,
     site: str | Site,
-    data: ImageData,
+    data: ImageData | PromptData,
     out: str | Path,
     *,
     policy: TokenPolicy | None = None,
@@ -47,6 +50,7 @@ def extract(
     workers: int = 2,
     shard_bytes: int | None = None,
     progress: bool = True,
+    sampling: Sampling | Collection | None = None,
 ) -> Store:
     """Stores the rows of a site for every sample of a data set, or goes on where an earlier call stopped.
 
@@ -54,33 +58,32 @@ def extract(
     on when a run was killed. (They may depend on `batch`, in the last bit, as every matrix product does.)
 
     Args:
-        model: the model.
+        model: the model, or a pipeline.
         site: alias, module path or `Site`.
-        data: the samples; unreadable ones are listed as skipped and keep their place.
+        data: the samples, or prompts; unreadable ones are listed as skipped and keep their place.
         out: folder of the store.
-        policy: which tokens are kept; the patches by default.
+        policy: which tokens are kept (of every step and branch of a pipeline); the patches by default.
         dtype: `float16`, `bfloat16` or `float32`.
-        batch: images per forward pass.
+        batch: images per forward pass, or made at a time.
         workers: threads that read and frame images; 0 reads in this thread.
         shard_bytes: size of a shard, 256 MiB by default; a resumed store keeps its own.
         progress: show a bar.
+        sampling: how a pipeline runs, and what of it is collected.
 
     Raises:
         StoreError: if the folder holds rows of something else, or another process writes there.
         DiskFull: if the disk cannot hold the rows.
         Overflow: if the dtype cannot hold them.
     """
-    place = model.site(site)
-    meta = StoreMeta.describe(model, place, data, policy or TokenPolicy(), dtype)
+    made = making(model, [site], data, policy, dtype, sampling)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        index = _open_index(folder, meta, shard_bytes)
-        reader = Reader(model, place, data, meta.policy)
+        index = _open_index(folder, made.meta, shard_bytes)
         if index.missing:
-            _require_room(folder, index, reader)
-            with forward_pass(model, place, meta.dtype) as forward:
-                fill(folder, index, reader, forward, batch, workers, progress)
+            _require_room(folder, index, made.reader)
+            with made.start() as forward:
+                fill(folder, index, made.reader, forward, batch, workers, progress)
         _tell_skipped(index)
     return Store(folder)
 
@@ -123,9 +126,7 @@ def _require_room(folder: Path, index: Index, reader: Reader) -> None:
     require_room(folder, needed, index.meta)
 
 
-def fill(
-    folder: Path, index: Index, reader: Reader, forward: Forward, batch: int, workers: int, progress: bool
-) -> None:
+def fill(folder: Path, index: Index, reader: Reader, forward: Pass, batch: int, workers: int, progress: bool) -> None:
     """Makes every missing shard; writing overlaps with the forward pass."""
     meta = index.meta
     spans = [(number, part) for number in index.missing for part in split_into(index.span(number), batch)]

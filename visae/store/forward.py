@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -100,20 +101,34 @@ class Forward:
             picked = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
             extremes = torch.stack(torch.aminmax(picked)).float()
             rows = picked.to(self._dtype)
-        keys = batch.notes[0].key, batch.notes[-1].key
-        if not rows.is_cuda:
-            return Pending(rows.cpu().contiguous(), extremes.cpu(), None, keys)
-        host = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in (rows, extremes)]
-        for here, there in zip(host, (rows, extremes), strict=True):
-            here.copy_(there, non_blocking=True)
-        ready = torch.cuda.Event()
-        ready.record()
-        return Pending(host[0], host[1], ready, keys)
+        return sent(rows, extremes, (batch.notes[0].key, batch.notes[-1].key))
+
+    def seconds(self, batch: Batch) -> float:
+        """Duration of a batch: the quicker of two after a first one to warm up."""
+        times = []
+        for _ in range(3):
+            started = perf_counter()
+            self(batch).wait()
+            times.append(perf_counter() - started)
+        return min(times[1:])
 
     def close(self) -> None:
         """Removes the tap."""
         self._latest = None
         self._tap.close()
+
+
+def sent(rows: Tensor, extremes: Tensor, keys: tuple[str, str]) -> Pending:
+    """Rows `[n, t, d]` and their extremes `[m]` on their way to the CPU; see `Pending`."""
+    extremes = torch.stack(torch.aminmax(extremes))
+    if not rows.is_cuda:
+        return Pending(rows.cpu().contiguous(), extremes.cpu(), None, keys)
+    host = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in (rows, extremes)]
+    for here, there in zip(host, (rows, extremes), strict=True):
+        here.copy_(there, non_blocking=True)
+    ready = torch.cuda.Event()
+    ready.record()
+    return Pending(host[0], host[1], ready, keys)
 
 
 @contextmanager

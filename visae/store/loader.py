@@ -13,9 +13,12 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from visae.sae.side import Rows
 from visae.store.forward import as_torch
+from visae.store.meta import StoreMeta
 from visae.store.shard import stored_dtype
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ _BLOCKS = 96
 
 
 class Loader(Protocol):
-    """Shuffled `[b, d]` rows with an exact resume.
+    """Shuffled `[b, d]` rows with an exact resume; of pipelines they come as `Rows`, with their noise levels.
 
     A batch lies in memory that is used again once nobody holds it; it may be changed in place.
 
@@ -43,9 +46,9 @@ class Loader(Protocol):
         """Sample of every row of the latest batch."""
         ...
 
-    def __iter__(self) -> Iterator[Tensor]: ...
+    def __iter__(self) -> Iterator[Tensor | Rows]: ...
 
-    def __next__(self) -> Tensor: ...
+    def __next__(self) -> Tensor | Rows: ...
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is, for JSON."""
@@ -111,6 +114,7 @@ class StoreLoader:
         self._group: tuple[tuple[int, int], _Group] | None = None
         self._coming: tuple[tuple[int, int], Future[_Group]] | None = None
         self._served = np.empty(0, np.int64)
+        self._sigmas = sigmas(store.meta)
 
     def _table(self) -> np.ndarray:
         """Every block: shard, block in it, items in it, number of its first row `[m, 4]`."""
@@ -163,10 +167,10 @@ class StoreLoader:
         self.load_state_dict(states[0])
         return ""
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Tensor | Rows]:
         return self
 
-    def __next__(self) -> Tensor:
+    def __next__(self) -> Tensor | Rows:
         n = self._store.n_rows
         window = self._epoch * n + self._position
         end = window + self._batch * self._processes
@@ -186,7 +190,7 @@ class StoreLoader:
         self._epoch, self._position = (end - 1) // n, (end - 1) % n + 1
         self._served = np.concatenate(numbers)
         rows = as_torch(parts[0] if len(parts) == 1 else np.concatenate(parts), self._store.meta.dtype)
-        return rows.pin_memory() if self._pin else rows
+        return with_sigma(rows.pin_memory() if self._pin else rows, self._served, self._sigmas)
 
     def _own(self, row: int) -> int:
         """The first row of this process at or after a row of all served."""
@@ -270,6 +274,24 @@ class StoreLoader:
         room = np.empty((min(most, own), meta.d), stored_dtype(meta.dtype))
         self._rooms = [*self._rooms[-1:], room]
         return room
+
+
+def sigmas(meta: StoreMeta) -> np.ndarray | None:
+    """Noise level of every row of a sample, `[t]`; None where there is none."""
+    return meta.column("sigma") if meta.collected is not None and meta.collected.timed else None
+
+
+def with_sigma(rows: Tensor, numbers: np.ndarray, levels: np.ndarray | None) -> Tensor | Rows:
+    """A batch with the noise level of every row.
+
+    Args:
+        rows: `[b, d]`.
+        numbers: `[b]` row numbers, counted through whole samples.
+        levels: from `sigmas`; None leaves the batch as it is.
+    """
+    if levels is None:
+        return rows
+    return Rows(rows, {"sigma": torch.from_numpy(levels[numbers % len(levels)])})
 
 
 def check_part(batch: int, rank: int, processes: int) -> None:

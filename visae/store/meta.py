@@ -5,12 +5,15 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from visae.data.sample import ImageData
+from visae.data.sample import Data
 from visae.geometry import Geometry
 from visae.model import AdaptedModel
+from visae.pipelines import AdaptedPipeline
 from visae.sites import Site
+from visae.store.sampling import Collection
 from visae.tokens import TokenPolicy
 
 SCHEMA = 1
@@ -48,6 +51,7 @@ class StoreMeta:
         n_items: samples in the data set (unreadable ones included).
         tokens_per_item: rows kept of each sample.
         factors: factor -> values, in the data set's order.
+        collected: of a pipeline: how it ran, and from which steps and branches every sample brings tokens.
     """
 
     model: str
@@ -62,10 +66,17 @@ class StoreMeta:
     n_items: int
     tokens_per_item: int
     factors: dict[str, list[str]]
+    collected: Collection | None = None
 
     @classmethod
     def describe(
-        cls, model: AdaptedModel, site: Site, data: ImageData, policy: TokenPolicy, dtype: str | torch.dtype
+        cls,
+        model: AdaptedModel | AdaptedPipeline,
+        site: Site,
+        data: Data,
+        policy: TokenPolicy,
+        dtype: str | torch.dtype,
+        collected: Collection | None = None,
     ) -> "StoreMeta":
         """Meta of the rows that these ingredients would make.
 
@@ -73,20 +84,21 @@ class StoreMeta:
             ValueError: if the data set is empty, the policy keeps nothing or the dtype is unknown.
         """
         if len(data) == 0:
-            raise ValueError(f"the data set {data.name} has no images: there is nothing to extract")
+            raise ValueError(f"the data set {data.name} is empty: there is nothing to extract")
         return cls(
             model=model.id,
             revision=model.revision,
             site=site,
             policy=policy,
-            preprocessing=_plain(model.preprocessing),
+            preprocessing=_plain(model.preprocessing) if isinstance(model, AdaptedModel) else {},
             geometry=_plain(model.geometry(site).to_dict()) if site.grid else None,
             data=data.name,
             fingerprint=data.fingerprint,
             dtype=dtype_name(dtype),
             n_items=len(data),
-            tokens_per_item=policy.count(site.token_kinds),
+            tokens_per_item=policy.count(site.token_kinds) * (len(collected.slots) if collected else 1),
             factors={name: list(values) for name, values in data.factors.items()},
+            collected=collected,
         )
 
     @property
@@ -98,6 +110,12 @@ class StoreMeta:
     def torch_dtype(self) -> torch.dtype:
         """Dtype of the rows."""
         return DTYPES[self.dtype]
+
+    def column(self, name: str) -> np.ndarray | None:
+        """`step`, `sigma` or `branch` of every row of a sample, `[t]`; None for models that see images."""
+        if self.collected is None:
+            return None
+        return self.collected.column(name, self.tokens_per_item // len(self.collected.slots))
 
     @property
     def bytes_per_item(self) -> int:
@@ -111,22 +129,33 @@ class StoreMeta:
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         plain = {**vars(self), "site": self.site.to_dict(), "policy": self.policy.to_dict()}
-        return _plain(plain)
+        plain |= {"collected": self.collected.to_dict() if self.collected else None}
+        return _plain({key: value for key, value in plain.items() if key != "collected" or value})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "StoreMeta":
         """Reverse of `to_dict`."""
-        return cls(**{**data, "site": Site.from_dict(data["site"]), "policy": TokenPolicy.from_dict(data["policy"])})
+        known = {"site": Site.from_dict(data["site"]), "policy": TokenPolicy.from_dict(data["policy"])}
+        if "collected" in data:
+            known["collected"] = Collection.from_dict(data["collected"])
+        return cls(**{**data, **known})
 
     @property
     def content_hash(self) -> str:
-        """First 16 hex digits of the SHA-256 over everything above, except what the data set is called."""
-        told = {key: value for key, value in self.to_dict().items() if key != "data"}
+        """First 16 hex digits of the SHA-256 over everything above but the data set's name and packages' versions."""
+        told = self._decisive()
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     def differences(self, other: "StoreMeta") -> list[str]:
         """Lines `what: ours -> theirs` for everything that differs and counts for the content hash."""
-        return list(_differences(self.to_dict() | {"data": None}, other.to_dict() | {"data": None}, ""))
+        return list(_differences(self._decisive(), other._decisive(), ""))
+
+    def _decisive(self) -> dict[str, Any]:
+        """What counts for the content hash."""
+        told = {key: value for key, value in self.to_dict().items() if key != "data"}
+        if "collected" in told:
+            told["collected"].pop("versions")
+        return told
 
 
 def _plain(value: Any) -> Any:

@@ -15,12 +15,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from visae.data.sample import FactorTable, Labels
-from visae.sites import Site
 from visae.store.batches import Note
 from visae.store.errors import DamagedShard, StoreError
 from visae.store.forward import as_torch
 from visae.store.index import Index, Skipped
 from visae.store.loader import Loader, StoreLoader
+from visae.store.meta import StoreMeta
 from visae.store.shard import Shard, stored_dtype
 from visae.tokens import KINDS, Tokens
 
@@ -39,6 +39,9 @@ class Chunk:
         y: `[n]` int64 row on the token grid, -1 for tokens without a place.
         x: `[n]` int64 column on the token grid, likewise.
         region: `[n]` int64 region under the token, 0 for none; None where the data set has no masks.
+        step: `[n]` int16 place among the timesteps of a pipeline's run, None for models that see images.
+        sigma: `[n]` float32 noise level, likewise; NaN for text encoders.
+        branch: `[n]` int8 branch of the guidance, a number of `visae.clock.CODES`, likewise.
     """
 
     rows: Tensor
@@ -48,28 +51,35 @@ class Chunk:
     y: Tensor
     x: Tensor
     region: Tensor | None
+    step: Tensor | None = None
+    sigma: Tensor | None = None
+    branch: Tensor | None = None
 
     def __len__(self) -> int:
         return self.rows.shape[0]
 
 
 class Places:
-    """Kind, row and column of every place in a site's token sequence."""
+    """What is known of every place in a site's token sequence, and of every step and branch of a sample's rows."""
 
-    def __init__(self, site: Site):
+    def __init__(self, meta: StoreMeta):
+        site = meta.site
         first, width = len(site.prefix), site.grid[1] if site.grid else 1
         patch = np.arange(site.n_tokens) - first
         inside = patch >= 0 if site.grid else np.zeros(site.n_tokens, bool)
         self.kind = torch.tensor([KINDS.index(kind) for kind in site.token_kinds], dtype=torch.uint8)
         self.y = torch.from_numpy(np.where(inside, patch // width, -1))
         self.x = torch.from_numpy(np.where(inside, patch % width, -1))
+        columns = {name: meta.column(name) for name in ("step", "sigma", "branch")}
+        self.columns = {name: torch.from_numpy(values) for name, values in columns.items() if values is not None}
 
     def chunk(self, rows: Tensor, item: np.ndarray, index: np.ndarray, region: np.ndarray | None) -> Chunk:
         """A chunk from rows `[n, t, d]`, items `[n]`, places `[n, t]` and regions `[n, t]`."""
         at = torch.from_numpy(index.reshape(-1).astype(np.int64))
         under = None if region is None else torch.from_numpy(region.reshape(-1).astype(np.int64))
         items = torch.from_numpy(item.astype(np.int64)).repeat_interleave(index.shape[1])
-        return Chunk(rows.reshape(len(at), -1), items, at, self.kind[at], self.y[at], self.x[at], under)
+        columns = {name: values.repeat(len(item)) for name, values in self.columns.items()}
+        return Chunk(rows.reshape(len(at), -1), items, at, self.kind[at], self.y[at], self.x[at], under, **columns)
 
 
 class Store:
@@ -109,7 +119,7 @@ class Store:
         self.n_rows = int(self._first_item[-1]) * self.meta.tokens_per_item
         self._maps: OrderedDict[int, tuple[mmap, np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()
-        self._places = Places(self.meta.site)
+        self._places = Places(self.meta)
 
     def __len__(self) -> int:
         return self.n_rows
@@ -167,7 +177,8 @@ class Store:
         t = self.meta.tokens_per_item
         mine = slice((at - first) * t, (at - first + 1) * t)
         where = [x[mine] for x in (chunk.index.int(), chunk.kind, chunk.y.int(), chunk.x.int())]
-        return Tokens(chunk.rows[mine], chunk.item[mine], *where)
+        told = {name: getattr(chunk, name)[mine] for name in self._places.columns}
+        return Tokens(chunk.rows[mine], chunk.item[mine], *where, **told)
 
     def verify(self, progress: bool = True) -> None:
         """Reads every byte and compares it with its checksum.

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from visae.data.images import UnreadableImage
-from visae.data.sample import FactorTable, ImageData, Labels
+from visae.data.sample import FactorTable, ImageData, Labels, PromptData
 from visae.model import AdaptedModel
+from visae.pipelines import AdaptedPipeline
+from visae.sae.side import Rows
 from visae.sites import Site
-from visae.store.batches import Batch, Note, Reader, split_into
-from visae.store.forward import as_numpy, as_torch, forward_pass
+from visae.store.batches import Batch, Note, split_into
+from visae.store.forward import as_numpy, as_torch
 from visae.store.index import Skipped
-from visae.store.loader import BUFFER_BYTES, Loader, check_part
-from visae.store.meta import StoreMeta
+from visae.store.loader import BUFFER_BYTES, Loader, check_part, sigmas, with_sigma
+from visae.store.making import making
+from visae.store.sampling import Collection, Sampling
 from visae.store.store import Chunk, Places
 from visae.tokens import TokenPolicy
 
@@ -25,13 +28,14 @@ class Stream:
     """Rows of a site, computed when they are asked for.
 
     Args:
-        model: the model.
+        model: the model, or a pipeline.
         site: alias, module path or `Site`.
-        data: the samples; unreadable ones are skipped and listed.
-        policy: which tokens are kept; the patches by default.
+        data: the samples, or prompts; unreadable ones are skipped and listed.
+        policy: which tokens are kept (of every step and branch of a pipeline); the patches by default.
         dtype: of the rows, as in a store.
-        batch: images per forward pass.
+        batch: images per forward pass, or made at a time.
         workers: threads that read and frame images; 0 reads in the calling thread.
+        sampling: how a pipeline runs, and what of it is collected.
 
     Attributes:
         meta: what makes the rows.
@@ -43,21 +47,20 @@ class Stream:
 
     def __init__(
         self,
-        model: AdaptedModel,
+        model: AdaptedModel | AdaptedPipeline,
         site: str | Site,
-        data: ImageData,
+        data: ImageData | PromptData,
         policy: TokenPolicy | None = None,
         *,
         dtype: str | torch.dtype = "float16",
         batch: int = 32,
         workers: int = 2,
+        sampling: Sampling | Collection | None = None,
     ):
         self.model, self.data = model, data
-        self.site = model.site(site)
-        self.sites = [self.site]
-        self.meta = StoreMeta.describe(model, self.site, data, policy or TokenPolicy(), dtype)
+        self.making = making(model, [site], data, policy, dtype, sampling)
+        self.meta, self.sites, self.site = self.making.meta, self.making.sites, self.making.sites[0]
         self.batch, self.workers = batch, workers
-        self.reader = Reader(model, self.site, data, self.meta.policy)
         self.n_items, self.d = self.meta.n_items, self.meta.d
         self.n_rows = self.n_items * self.meta.tokens_per_item
         self._skipped: dict[int, Skipped] = {}
@@ -92,7 +95,7 @@ class Stream:
     def chunks(self, rows: int = 65536) -> Iterator[Chunk]:
         """Every row once, in order, whole items together, one forward pass at a time (`rows` is but a wish)."""
         size = max(1, min(self.batch, rows // self.meta.tokens_per_item))
-        places = Places(self.site)
+        places = Places(self.meta)
         for batch, rows_in in self.extracted(split_into(range(self.n_items), size)):
             if batch.notes:
                 regions = batch.regions
@@ -102,13 +105,11 @@ class Stream:
 
     def extracted(self, parts: Iterator[Any]) -> Iterator[tuple[Batch, np.ndarray]]:
         """Batches of the data set's places in `parts` with their rows `[n, t, d]` (bfloat16 as uint16)."""
-        for batch in self.reader.batches(parts, self.workers):
+        for batch in self.making.reader.batches(parts, self.workers):
             self._skipped |= {one.item: one for one in batch.skipped}
             rows = np.empty((0, self.meta.tokens_per_item, self.d), np.float32)
             if batch.notes:
-                with forward_pass(
-                    self.model, self.sites, self.meta.dtype
-                ) as forward:  # no hook stays while others train
+                with self.making.start() as forward:  # no hook stays while others train
                     rows = forward(batch).wait()
             yield batch, rows
 
@@ -129,7 +130,7 @@ class Stream:
             return False
         for item in range(self.n_items):
             try:
-                return self.data[item].regions is not None
+                return getattr(self.data[item], "regions", None) is not None
             except UnreadableImage:
                 continue
         return False
@@ -140,7 +141,7 @@ class Stream:
         found = []
         for item in range(self.n_items):
             try:
-                found.append(Note.of(self.data[item]))
+                found.append(self.making.reader.note(item))
             except UnreadableImage as error:
                 found.append(Note(error.key, (0, 0), {}))
                 self._skipped[item] = Skipped(item, error.key, error.reason)
@@ -201,6 +202,7 @@ class StreamLoader:
         t = stream.meta.tokens_per_item
         self._capacity = max(2 * stream.batch * t, (buffer_bytes or BUFFER_BYTES) // (stream.meta.bytes_per_item // t))
         self._served = np.empty(0, np.int64)
+        self._sigmas = sigmas(stream.meta)
         self._at: int
         self._stop: int
         self._rows: np.ndarray
@@ -259,29 +261,30 @@ class StreamLoader:
             f"{len(states)} processes held in their buffers are served again or not at all"
         )
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Tensor | Rows]:
         return self
 
-    def __next__(self) -> Tensor:
+    def __next__(self) -> Tensor | Rows:
         meta = self._stream.meta
         out = torch.empty((self._batch, self._stream.d), dtype=meta.torch_dtype, pin_memory=self._pin)
-        view, items, filled, idle = as_numpy(out), [], 0, 0
+        view, origin, filled, idle = as_numpy(out), [], 0, 0
         while filled < self._batch and (self._passes is None or self._epoch < self._passes):
             if self._at == self._stop and not self._refill():
                 idle = idle + 1 if self._position == 0 else 0
                 if idle > 1:
-                    raise ValueError(f"none of the images of {meta.data} can be read: there are no rows to serve")
+                    raise ValueError(f"none of the samples of {meta.data} can be read: there are no rows to serve")
                 self._epoch, self._skip = self._epoch + 1, 0
                 self._begin()
                 continue
             take = min(self._batch - filled, self._stop - self._at)
             view[filled : filled + take] = self._rows[self._at : self._at + take]
-            items.append(self._origin[self._at : self._at + take, 0])
+            origin.append(self._origin[self._at : self._at + take])
             filled, self._at, self._position = filled + take, self._at + take, self._position + take
         if not filled:
             raise StopIteration
-        self._served = np.concatenate(items)
-        return out[:filled]
+        served = np.concatenate(origin)
+        self._served = served[:, 0]
+        return with_sigma(out[:filled], served[:, 2], self._sigmas)
 
     def _begin(self) -> None:
         """Stands at the start of a pass."""

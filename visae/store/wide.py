@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
-from visae.data.sample import ImageData
+from visae.data.sample import ImageData, PromptData
 from visae.model import AdaptedModel
+from visae.pipelines import AdaptedPipeline
 from visae.sites import Site, tokens_text
+from visae.store.making import making
 from visae.store.meta import StoreMeta
 from visae.store.store import Chunk
 from visae.store.stream import Stream
@@ -37,9 +39,9 @@ class WideStream(Stream):
 
     def __init__(
         self,
-        model: AdaptedModel,
+        model: AdaptedModel | AdaptedPipeline,
         sites: Sequence[str | Site],
-        data: ImageData,
+        data: ImageData | PromptData,
         policy: TokenPolicy | None = None,
         **options: Any,
     ):
@@ -53,9 +55,11 @@ class WideStream(Stream):
                     f"one forward pass serves sites with the same tokens; {self.site.name} has "
                     f"{tokens_text(self.site)}, {site.name} has {tokens_text(site)}: store them, or take one at a time"
                 )
+        own = self.meta
+        self.making = making(model, found, data, own.policy, own.dtype, own.collected)
         self.sites = found
         self.metas = {
-            site.name: StoreMeta.describe(model, site, data, self.meta.policy, self.meta.dtype) for site in found
+            site.name: StoreMeta.describe(model, site, data, own.policy, own.dtype, own.collected) for site in found
         }
         self.widths = {site.name: site.d for site in found}
         self.d = sum(self.widths.values())

@@ -10,14 +10,13 @@ from typing import Any, Literal
 import torch
 
 from visae import store
-from visae.data import load_data
-from visae.model import load_model, vision
 from visae.sae import Dictionary, Rows, initialise, make_sae
 from visae.sae.side import SIDE
 from visae.store.errors import human
 from visae.store.estimate import duration
 from visae.tokens import TokenPolicy
 from visae.train import TrainConfig, Trainer
+from visae.workflows.collecting import Branch, Collect, ground
 from visae.workflows.options import kind_choices
 from visae.workflows.run import pick_device
 
@@ -65,7 +64,7 @@ def estimate(
     *,
     model: str = "visae:tiny-clip",
     site: str = "blocks.-2",
-    data: str = "world:train?n=4000&objects=1",
+    data: str | None = None,
     tokens: str = "patch",
     per_image: int | None = None,
     dtype: Literal["float16", "bfloat16", "float32"] = "float16",
@@ -78,7 +77,12 @@ def estimate(
     passes: float = 8,
     batch: int = 4096,
     out: Path = Path("runs"),
-    image_batch: int = 64,
+    collect: Collect = "generate",
+    steps: int | None = None,
+    guidance: float | None = None,
+    collect_steps: tuple[int, ...] = (),
+    branch: Branch = "cond",
+    image_batch: int | None = None,
     pretrained: bool = True,
     image_size: tuple[int, int] | None = None,
     device: str = "auto",
@@ -91,7 +95,7 @@ def estimate(
     Args:
         model: model name, see `visae models`.
         site: where to read, see `visae sites MODEL`.
-        data: images, see `visae extract --help`.
+        data: images, or prompts for a pipeline, see `visae extract --help`.
         tokens: kinds of token to keep.
         per_image: keep this many tokens of each image; all if not given.
         dtype: of the rows on disk.
@@ -104,15 +108,26 @@ def estimate(
         passes: passes over the data.
         batch: rows per step.
         out: where the activations would lie; its disk is asked for free space.
-        image_batch: images per forward pass.
+        collect: of a pipeline: `generate` collects while it makes images of prompts, `noise` from given images with
+            noise added (one call per step), `text` from its text encoders alone.
+        steps: of a pipeline: denoising steps; its own number if not given.
+        guidance: of a pipeline: guidance scale; its own if not given.
+        collect_steps: of a pipeline: collect at these of its timesteps, counted from 0, or from -1 backwards; all if
+            not given.
+        branch: of a pipeline's guidance: tokens of the prompt (`cond`), of the negative one (`uncond`), or `both`.
+        image_batch: images per forward pass, or made at a time; 64, of a pipeline 8 if not given.
         pretrained: trained weights; costs do not depend on them.
         image_size: height and width of the input in pixels; the model's own if not given.
         device: `auto`, `cpu`, `cuda`, ...
     """
-    adapted = vision(load_model(model, pretrained=pretrained, image_size=image_size, device=pick_device(device)))
-    images = load_data(data)
+    on = ground(
+        model, site, data, collect=collect, steps=steps, guidance=guidance, collect_steps=collect_steps, branch=branch,
+        image_batch=image_batch, pretrained=pretrained, image_size=image_size, device=device,
+    )  # fmt: skip
     policy = TokenPolicy.parse(tokens, per_image=per_image)
-    first = store.estimate(adapted, site, images, out, policy=policy, dtype=dtype, batch=image_batch)
+    first = store.estimate(
+        on.model, site, on.data, out, policy=policy, dtype=dtype, batch=on.batch, sampling=on.collected
+    )
     budget = rows or round(passes * first.rows)
     width = latents or round(expansion * first.d)
     chosen = kind_choices(kind, k, options)

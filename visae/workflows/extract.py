@@ -4,11 +4,9 @@ from pathlib import Path
 from typing import Literal
 
 from visae import store
-from visae.data import load_data
 from visae.launch import rank
-from visae.model import load_model, vision
 from visae.tokens import TokenPolicy
-from visae.workflows.run import pick_device
+from visae.workflows.collecting import Branch, Collect, ground
 
 
 def extract(
@@ -16,12 +14,17 @@ def extract(
     *,
     model: str = "visae:tiny-clip",
     site: str = "blocks.-2",
-    data: str = "world:train?n=4000&objects=1",
+    data: str | None = None,
     tokens: str = "patch",
     per_image: int | None = None,
     seed: int = 0,
     dtype: Literal["float16", "bfloat16", "float32"] = "float16",
-    image_batch: int = 64,
+    collect: Collect = "generate",
+    steps: int | None = None,
+    guidance: float | None = None,
+    collect_steps: tuple[int, ...] = (),
+    branch: Branch = "cond",
+    image_batch: int | None = None,
     workers: int = 2,
     pretrained: bool = True,
     image_size: tuple[int, int] | None = None,
@@ -34,27 +37,44 @@ def extract(
 
     Example:
         visae extract acts/b9 --model timm:vit_base_patch14_dinov2 --site blocks.9 --data ~/photos --per-image 64
+        visae extract acts/mid --model diffusers:stabilityai/sdxl-turbo --site unet.mid_block.attentions.0 --data p.txt
 
     Args:
         out: folder for the shards.
         model: model name, see `visae models`.
         site: where to read, see `visae sites MODEL`; `blocks.-2` is the last but one block.
-        data: `world:train?n=4000`, a folder, a glob, or a data set of `datasets_cfg/` such as `imagenet?root=/data`.
-        tokens: kinds of token to keep: `patch`, `cls`, `reg`, joined by `+`, or `all`.
-        per_image: keep this many tokens of each image, drawn at random; all if not given.
+        data: `world:train?n=4000`, a folder, a glob, or a data set of `datasets_cfg/` such as `imagenet?root=/data`;
+            prompts for a pipeline: `world:prompts?n=400`, a text file with a prompt a line, a table with a column
+            `prompt` and maybe `seed`, or a set of `datasets_cfg/` such as `parti?root=/data`.
+        tokens: kinds of token to keep: `patch`, `cls`, `reg`, `text`, joined by `+`, or `all`.
+        per_image: keep this many tokens of each image (at each step), drawn at random; all if not given.
         seed: of that draw.
         dtype: of the rows on disk.
-        image_batch: images per forward pass.
+        collect: of a pipeline: `generate` collects while it makes images of prompts, `noise` from given images with
+            noise added (one call per step), `text` from its text encoders alone.
+        steps: of a pipeline: denoising steps; its own number if not given.
+        guidance: of a pipeline: guidance scale; its own if not given.
+        collect_steps: of a pipeline: collect at these of its timesteps, counted from 0, or from -1 backwards; all if
+            not given.
+        branch: of a pipeline's guidance: tokens of the prompt (`cond`), of the negative one (`uncond`), or `both`.
+        image_batch: images per forward pass, or made at a time; 64, of a pipeline 8 if not given.
         workers: threads that read and frame images.
         pretrained: trained weights; `--no-pretrained` builds the model with random ones.
         image_size: height and width of the input in pixels; the model's own if not given.
         device: `auto`, `cpu`, `cuda`, ...
     """
-    adapted = vision(load_model(model, pretrained=pretrained, image_size=image_size, device=pick_device(device)))
-    images = load_data(data)
+    on = ground(
+        model, site, data, collect=collect, steps=steps, guidance=guidance, collect_steps=collect_steps, branch=branch,
+        image_batch=image_batch, pretrained=pretrained, image_size=image_size, device=device,
+    )  # fmt: skip
     policy = TokenPolicy.parse(tokens, per_image=per_image, seed=seed)
-    announce(store.estimate(adapted, site, images, out, policy=policy, dtype=dtype, batch=image_batch))
-    return store.extract(adapted, site, images, out, policy=policy, dtype=dtype, batch=image_batch, workers=workers)
+    ahead = store.estimate(
+        on.model, site, on.data, out, policy=policy, dtype=dtype, batch=on.batch, sampling=on.collected
+    )
+    announce(ahead)
+    return store.extract(
+        on.model, site, on.data, out, policy=policy, dtype=dtype, batch=on.batch, workers=workers, sampling=on.collected
+    )
 
 
 def announce(message: object) -> None:

@@ -3,15 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from visae.data import load_data
-from visae.data.sample import ImageData
+from visae.data import load_data, load_prompts
+from visae.data.prompts import part_of
+from visae.data.sample import ImageData, PromptData
 from visae.evaluate import evaluate_sae
 from visae.evaluate.core import ENOUGH
 from visae.model import AdaptedModel
-from visae.sae import Card, save_sae
-from visae.store.stream import Stream
+from visae.pipelines import AdaptedPipeline
+from visae.sae import Card, Rows, save_sae
+from visae.store import Collection, Stream
 from visae.tokens import TokenPolicy
 from visae.train.trouble import LOG, judge
 from visae.workflows.prepare import plain
@@ -19,6 +21,17 @@ from visae.workflows.run import Run, other_split
 
 ROWS = 16_384
 """Held-out rows that a run looks at while training."""
+
+PROMPTS = 64
+"""Held-out prompts that a pipeline makes images of, at most."""
+
+
+def held_out_data(data: ImageData | PromptData, given: str | None, collected: Collection | None) -> Any:
+    """Images or prompts to measure on: what the user names, the validation part, else those that were trained on."""
+    if collected is None or collected.mode == "noise":
+        return held_out_images(data, given)  # type: ignore[arg-type]
+    named = given or part_of(data.name, "validation", PROMPTS)
+    return data if named is None else load_prompts(named)
 
 
 def held_out_images(images: ImageData, given: str | None) -> ImageData:
@@ -29,18 +42,27 @@ def held_out_images(images: ImageData, given: str | None) -> ImageData:
 
 
 def measure(
-    run: Run, adapted: AdaptedModel, images: ImageData, validation: str | None, image_batch: int, workers: int
+    run: Run,
+    adapted: AdaptedModel | AdaptedPipeline,
+    data: ImageData | PromptData,
+    validation: str | None,
+    image_batch: int,
+    workers: int,
 ) -> dict[str, Any]:
-    """Metrics on held-out images, kept in the card."""
+    """Metrics on held-out images or prompts, kept in the card."""
     card = run.card
     if card.metrics:
         return card.metrics
-    held_out, policy = held_out_images(images, validation), TokenPolicy.from_dict(card.policy)
-    source = Stream(adapted, card.site["name"], held_out, policy, dtype="float32", batch=image_batch, workers=workers)
+    collected = Collection.from_dict(card.sampling) if card.sampling else None
+    held_out, policy = held_out_data(data, validation, collected), TokenPolicy.from_dict(card.policy)
+    source = Stream(
+        adapted, card.site["name"], held_out, policy, dtype="float32", batch=image_batch, workers=workers,
+        sampling=collected,
+    )  # fmt: skip
     sae = run.sae(adapted)
     metrics = plain(evaluate_sae(sae, source.chunks()).to_dict()) | {
         "data": held_out.name,
-        "held_out": held_out is not images,
+        "held_out": held_out is not data,
     }
     save_sae(sae, run.folder, judged(card, metrics, run.folder))
     return metrics
@@ -64,13 +86,22 @@ def judged(card: Card, metrics: dict[str, Any], where: Path) -> Card:
 
 
 def held_out_rows(
-    adapted: AdaptedModel, site: str, images: ImageData, policy: TokenPolicy, image_batch: int, workers: int
-) -> list[torch.Tensor]:
-    """The first rows of held-out images, in float32, to look at while training."""
-    source = Stream(adapted, site, images, policy, dtype="float32", batch=image_batch, workers=workers)
-    batches: list[torch.Tensor] = []
+    adapted: AdaptedModel | AdaptedPipeline,
+    site: str,
+    data: ImageData | PromptData,
+    policy: TokenPolicy,
+    image_batch: int,
+    workers: int,
+    collected: Collection | None = None,
+) -> list[Tensor | Rows]:
+    """The first rows of held-out images or prompts, in float32, to look at while training."""
+    source = Stream(
+        adapted, site, data, policy, dtype="float32", batch=image_batch, workers=workers, sampling=collected
+    )
+    batches: list[Tensor | Rows] = []
     for chunk in source.chunks(ROWS // 4):
-        batches.append(chunk.rows)
+        timed = collected is not None and collected.timed and chunk.sigma is not None
+        batches.append(Rows(chunk.rows, {"sigma": chunk.sigma}) if timed else chunk.rows)  # type: ignore[dict-item]
         if sum(len(batch) for batch in batches) >= ROWS:
             break
     return batches

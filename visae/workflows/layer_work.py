@@ -78,6 +78,7 @@ def measure_layers(
         wanted = min(SAMPLE, wide.n_rows)
         with tqdm(total=wanted, unit="token", desc="compare layers", dynamic_ncols=True) as bar:
             for x in wide.loader(min(4096, wanted), seed=0, passes=1):
+                assert isinstance(x, torch.Tensor)  # no pipeline is compared here
                 parts = dict(zip(layers, x.split(list(wide.widths.values()), dim=1), strict=True))
                 distances.add(parts)
                 for name, rows in parts.items():

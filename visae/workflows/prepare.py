@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from visae import store
-from visae.data.sample import ImageData
+from visae.data.sample import ImageData, PromptData
 from visae.json_files import write_json
 from visae.model import AdaptedModel
+from visae.pipelines import AdaptedPipeline
 from visae.sae import Card, load_sae
 from visae.store import ActivationSource
 from visae.store.estimate import duration
@@ -44,20 +45,26 @@ def begin(out: Path, config: dict[str, Any]) -> Run:
 
 
 def rows_ahead(
-    adapted: AdaptedModel, site: str, images: ImageData, policy: TokenPolicy, dtype: str, activations: Path | None
+    adapted: AdaptedModel | AdaptedPipeline,
+    site: str,
+    data: ImageData | PromptData,
+    policy: TokenPolicy,
+    dtype: str,
+    activations: Path | None,
+    collected: store.Collection | None = None,
 ) -> tuple[int, int]:
     """Rows in a pass if every image can be read, and their length, before anything is computed."""
     if activations is not None:
         found = store.open_store(activations)
         return found.n_rows, found.d
-    meta = store.StoreMeta.describe(adapted, adapted.site(site), images, policy, dtype)
+    meta = store.StoreMeta.describe(adapted, adapted.site(site), data, policy, dtype, collected)
     return meta.n_items * meta.tokens_per_item, meta.d
 
 
 def open_source(
-    adapted: AdaptedModel,
+    adapted: AdaptedModel | AdaptedPipeline,
     site: str,
-    images: ImageData,
+    data: ImageData | PromptData,
     folder: Path,
     policy: TokenPolicy,
     dtype: str,
@@ -65,6 +72,7 @@ def open_source(
     stream: bool,
     image_batch: int,
     workers: int,
+    collected: store.Collection | None = None,
 ) -> ActivationSource:
     """Rows to train on: a store that exists, a stream, or a store made now in `folder`.
 
@@ -84,14 +92,19 @@ def open_source(
                 f"{adapted.id} {adapted.site(site).name} (weights {adapted.revision}): name the same model and site"
             )
         return found
+    ahead = store.estimate(
+        adapted, site, data, None if stream else folder, policy=policy, dtype=dtype, batch=image_batch,
+        sampling=collected,
+    )  # fmt: skip
     if stream:
-        ahead = store.estimate(adapted, site, images, policy=policy, dtype=dtype, batch=image_batch)
         announce(f"activations: {ahead.rows:,} rows a pass, streamed in about {duration(ahead.seconds or 0.0)}")
-        return store.Stream(adapted, site, images, policy, dtype=dtype, batch=image_batch, workers=workers)
-    announce(
-        f"activations: {store.estimate(adapted, site, images, folder, policy=policy, dtype=dtype, batch=image_batch)}"
+        return store.Stream(
+            adapted, site, data, policy, dtype=dtype, batch=image_batch, workers=workers, sampling=collected
+        )
+    announce(f"activations: {ahead}")
+    return store.extract(
+        adapted, site, data, folder, policy=policy, dtype=dtype, batch=image_batch, workers=workers, sampling=collected
     )
-    return store.extract(adapted, site, images, folder, policy=policy, dtype=dtype, batch=image_batch, workers=workers)
 
 
 def finished(run: Run, meta: store.StoreMeta, settings: TrainConfig) -> bool:
@@ -110,7 +123,9 @@ def finished(run: Run, meta: store.StoreMeta, settings: TrainConfig) -> bool:
     return True
 
 
-def describe(adapted: AdaptedModel, source: ActivationSource, settings: TrainConfig, result: TrainResult) -> Card:
+def describe(
+    adapted: AdaptedModel | AdaptedPipeline, source: ActivationSource, settings: TrainConfig, result: TrainResult
+) -> Card:
     """The card, but for what the dictionary itself knows and what is measured later."""
     meta = source.meta
     return Card(
@@ -122,6 +137,7 @@ def describe(adapted: AdaptedModel, source: ActivationSource, settings: TrainCon
         policy=meta.policy.to_dict(),
         preprocessing=meta.preprocessing,
         geometry=meta.geometry,
+        sampling=meta.collected.to_dict() if meta.collected else {},
         data={"name": meta.data, "fingerprint": meta.fingerprint, "hash": meta.content_hash, "rows": source.n_rows},
         training={
             "config": plain(settings.to_dict()),

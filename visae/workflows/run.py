@@ -75,7 +75,7 @@ class Run:
         """
         return makes_images(self._loaded(device))
 
-    def sae(self, model: AdaptedModel | None = None) -> Dictionary:
+    def sae(self, model: AdaptedModel | AdaptedPipeline | None = None) -> Dictionary:
         """The dictionary; refuses another model than its own."""
         return load_sae(self.folder, model=model)
 

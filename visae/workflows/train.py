@@ -4,15 +4,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from visae.data import load_data
-from visae.model import load_model, vision
 from visae.sae import make_sae, save_sae
 from visae.store import ActivationSource, Loader
 from visae.tokens import TokenPolicy
 from visae.train import FREE, Processes, TrainConfig, Trainer, rows_per_step
+from visae.workflows.collecting import Branch, Collect, ground
 from visae.workflows.estimate import training_estimate
 from visae.workflows.extract import announce
-from visae.workflows.held_out import held_out_images, held_out_rows, measure
+from visae.workflows.held_out import held_out_data, held_out_rows, measure
 from visae.workflows.options import Schemes, kind_choices
 from visae.workflows.prepare import begin, describe, finished, open_source, plain, rows_ahead
 from visae.workflows.run import Run, pick_device
@@ -43,7 +42,7 @@ def train(
     *,
     model: str = "visae:tiny-clip",
     site: str = "blocks.-2",
-    data: str = "world:train?n=4000&objects=1",
+    data: str | None = None,
     validation: str | None = None,
     activations: Path | None = None,
     stream: bool = False,
@@ -66,13 +65,18 @@ def train(
     checkpoint_every: int = 500,
     shard_latents: int = 1,
     track: tuple[str, ...] = (),
-    image_batch: int = 64,
+    collect: Collect = "generate",
+    steps: int | None = None,
+    guidance: float | None = None,
+    collect_steps: tuple[int, ...] = (),
+    branch: Branch = "cond",
+    image_batch: int | None = None,
     workers: int = 2,
     pretrained: bool = True,
     image_size: tuple[int, int] | None = None,
     device: str = "auto",
 ) -> Trained:
-    """Train a sparse autoencoder on one site of a vision model.
+    """Train a sparse autoencoder on one site of a vision model, or of a pipeline that makes images.
 
     Says what it will cost, extracts the activations (or reads or streams them), trains, measures on held-out images,
     and leaves a folder with the dictionary and its card. Stopped at any moment, the same command goes on where it was.
@@ -84,14 +88,17 @@ def train(
     Example:
         visae train runs/clip --model open_clip:ViT-B-16/openai --site blocks.9 --data ~/photos --latents 12288 --k 32
         visae train runs/relu --kind relu_l1 --options l1 0.05 penalty tanh --schemes.resample-every 500
+        visae train runs/turbo --model diffusers:stabilityai/sdxl-turbo --site unet.mid_block.attentions.0 --data p.txt \
+            --stream --steps 4 --guidance 0
         visae train runs/long --passes 50 --schemes.validate-every 500 --schemes.patience 5 --schemes.best
 
     Args:
         out: folder of the run.
         model: model name, see `visae models`.
         site: where to read, see `visae sites MODEL`; `blocks.-2` is the last but one block.
-        data: images to train on, see `visae extract --help`.
-        validation: images to measure on; a world's own validation split, else the training images.
+        data: images to train on, or prompts for a pipeline, see `visae extract --help`.
+        validation: images or prompts to measure on; the validation part of a world or of prompts with `?split=train`,
+            else those that were trained on.
         activations: read this store (from `visae extract`) instead of extracting into the run's folder.
         stream: compute activations while training and store nothing.
         tokens: kinds of token to keep: `patch`, `cls`, `reg`, joined by `+`, or `all`.
@@ -113,7 +120,14 @@ def train(
         checkpoint_every: steps between checkpoints.
         shard_latents: split the latents over so many processes, for a dictionary that does not fit one GPU.
         track: accelerate's trackers beside metrics.jsonl, e.g. `tensorboard`.
-        image_batch: images per forward pass.
+        collect: of a pipeline: `generate` collects while it makes images of prompts, `noise` from given images with
+            noise added (one call per step), `text` from its text encoders alone.
+        steps: of a pipeline: denoising steps; its own number if not given.
+        guidance: of a pipeline: guidance scale; its own if not given.
+        collect_steps: of a pipeline: collect at these of its timesteps, counted from 0, or from -1 backwards; all if
+            not given.
+        branch: of a pipeline's guidance: tokens of the prompt (`cond`), of the negative one (`uncond`), or `both`.
+        image_batch: images per forward pass, or made at a time; 64, of a pipeline 8 if not given.
         workers: threads that read and frame images.
         pretrained: trained weights; `--no-pretrained` builds the model with random ones.
         image_size: height and width of the input in pixels; the model's own if not given.
@@ -128,11 +142,14 @@ def train(
         with processes.main_first():
             run = begin(Path(out), config)
         place = pick_device(device)
-        adapted = vision(load_model(model, pretrained=pretrained, image_size=image_size, device=place))
-        images, policy, folder = load_data(data), TokenPolicy.parse(tokens, per_image=per_image), run.folder
+        on = ground(
+            model, site, data, collect=collect, steps=steps, guidance=guidance, collect_steps=collect_steps,
+            branch=branch, image_batch=image_batch, pretrained=pretrained, image_size=image_size, device=place,
+        )  # fmt: skip
+        adapted, policy, folder = on.model, TokenPolicy.parse(tokens, per_image=per_image), run.folder
         chosen = kind_choices(kind, k, options)
         if not run.done:
-            n_rows, d = rows_ahead(adapted, site, images, policy, dtype, activations)
+            n_rows, d = rows_ahead(adapted, site, on.data, policy, dtype, activations, on.collected)
             width, budget = latents or round(expansion * d), rows or round(passes * n_rows)
             slices, spread = width // shard_latents, processes.share.rows.size
             told = training_estimate(kind, d, slices, chosen, budget, batch, place, schemes.settings(), spread)
@@ -140,8 +157,9 @@ def train(
         with processes.main_first():  # which extracts; the others find the rows there
             there = activations if processes.main or stream else activations or folder / "activations"
             source = open_source(
-                adapted, site, images, folder / "activations", policy, dtype, there, stream, image_batch, workers
-            )
+                adapted, site, on.data, folder / "activations", policy, dtype, there, stream, on.batch, workers,
+                on.collected,
+            )  # fmt: skip
         settings = TrainConfig(
             tokens=rows or round(passes * source.n_rows),
             batch=batch,
@@ -158,13 +176,13 @@ def train(
             trainer = Trainer(sae, settings, folder, log_with=list(track) or None)
             seen = None
             if settings.validate_every is not None:
-                held_out = held_out_images(images, validation)
-                seen = held_out_rows(adapted, site, held_out, policy, image_batch, workers)
+                held_out = held_out_data(on.data, validation, on.collected)
+                seen = held_out_rows(adapted, site, held_out, policy, on.batch, workers, on.collected)
             result = trainer.fit(share_of(source, processes, folder, batch, seed), seen, resume=True)
             if processes.main:
                 save_sae(sae, folder, describe(adapted, source, settings, result))
         with processes.main_first():
-            return Trained(run, measure(run, adapted, images, validation, image_batch, workers))
+            return Trained(run, measure(run, adapted, on.data, validation, on.batch, workers))
 
 
 def share_of(source: ActivationSource, processes: Processes, folder: Path, batch: int, seed: int) -> Loader:

@@ -1,0 +1,144 @@
+"""What a pipeline makes of a `Sampling`, seen in a run that stops before the denoiser; and how runs are stopped."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from visae.clock import CODES, Branch, Step, noise_level, noise_scale
+from visae.pipelines import AdaptedPipeline
+from visae.sites import Site
+from visae.store.sampling import Collection, Sampling, Slot
+
+
+def collection(model: AdaptedPipeline, site: Site, sampling: Sampling) -> Collection:
+    """What a pipeline makes of what is asked: it starts one image and stops at the first call of the denoiser.
+
+    Raises:
+        ValueError: for steps or a branch that the run does not have, or a site that does not run in this mode.
+    """
+    _check_site(model, site, sampling)
+    pipe = model.pipe
+    defaults = inspect.signature(type(pipe).__call__).parameters
+    given = {
+        "steps": _default(defaults, "num_inference_steps", sampling.steps),
+        "guidance": _default(defaults, "guidance_scale", sampling.guidance),
+        "negative": sampling.negative,
+    }
+    known = {name: value for name, value in given.items() if value is not None}
+    first = first_step(model, known | dict(sampling.options))
+    timesteps = list(dict.fromkeys(np.asarray(pipe.scheduler.timesteps.detach().cpu(), np.float64).tolist()))
+    wanted = _steps(sampling, len(timesteps))
+    codes = _branches(sampling, first)
+    slots = tuple(Slot(i, timesteps[i], noise_level(pipe.scheduler, timesteps[i]), c) for i in wanted for c in codes)
+    if sampling.mode == "text":
+        slots = (Slot(-1, float("nan"), float("nan"), CODES["none"]),)
+    return Collection(
+        mode=sampling.mode,
+        pipeline=type(pipe).__name__,
+        scheduler={"class": type(pipe.scheduler).__name__, **_plain(pipe.scheduler.config)},
+        steps=given["steps"],
+        guidance=given["guidance"],
+        negative=sampling.negative,
+        branch=sampling.branch,
+        options=_plain(sampling.options),
+        scale=noise_scale(pipe.scheduler),
+        image_hw=model.framing.input_hw,
+        slots=slots,
+        versions={"diffusers": version("diffusers"), "torch": torch.__version__.partition("+")[0]},
+    )
+
+
+class Stopped(BaseException):
+    """Ends a generation of which no more is needed; no pipeline handles this one as an error of its own."""
+
+
+@contextmanager
+def quiet(pipe: Any) -> Iterator[None]:
+    """Runs a pipeline without its progress bar; a run that was stopped ends here, its offloaded parts put away."""
+    bar = getattr(pipe, "_progress_bar_config", None)
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        yield
+    except Stopped:
+        pipe.maybe_free_model_hooks()
+    finally:
+        pipe._progress_bar_config = bar or {}
+
+
+def first_step(model: AdaptedPipeline, arguments: Mapping[str, Any]) -> Step:
+    """The first call of the denoiser in a run with these arguments of `generate`, which ends there."""
+
+    def stop(*_: Any) -> None:
+        raise Stopped
+
+    denoiser: nn.Module = getattr(model.pipe, model.denoiser.name)
+    with model.clock() as clock:
+        handle = denoiser.register_forward_pre_hook(stop)
+        try:
+            with quiet(model.pipe):
+                model.generate([prompt_for(model, "0")], [0], **arguments)
+        finally:
+            handle.remove()
+        return clock.now
+
+
+def prompt_for(model: AdaptedPipeline, text: str) -> Any:
+    """A prompt as the pipeline takes it: a text, or the number of a class."""
+    if "prompt" in inspect.signature(type(model.pipe).__call__).parameters:
+        return text
+    if not text.isdigit():
+        raise ValueError(f"{type(model.pipe).__name__} makes images of numbered classes; {text!r} is not a number")
+    return int(text)
+
+
+def _check_site(model: AdaptedPipeline, site: Site, sampling: Sampling) -> None:
+    part = site.path.partition(".")[0]
+    texts = [text.name for text in model.texts]
+    if (part in texts) != (sampling.mode == "text"):
+        what = "the text encoders, which run once: collect them alone (mode 'text')" if part in texts else (
+            f"{part}, which the mode 'text' does not run: choose a site of {', '.join(texts) or 'a text encoder'}"
+        )  # fmt: skip
+        raise ValueError(f"site {site.name!r} belongs to {what}")
+
+
+def _steps(sampling: Sampling, count: int) -> list[int]:
+    wrong = [step for step in sampling.collect if not -count <= step < count]
+    if wrong:
+        raise ValueError(f"a run of {count} distinct timesteps has steps 0 to {count - 1}, asked to collect {wrong[0]}")
+    return sorted({step % count for step in sampling.collect}) or list(range(count))
+
+
+def _branches(sampling: Sampling, first: Step) -> list[int]:
+    """Codes of the branches to collect; a pipeline that calls its denoiser twice shows one of them at first."""
+    present: set[Branch] = set(first.branch) - {"none"}
+    if not present:
+        if sampling.branch == "uncond":
+            raise ValueError("this run has no unconditional branch: set guidance above 1, or collect the branch 'cond'")
+        return [CODES["none"]]
+    names: tuple[Branch, ...] = ("uncond", "cond") if sampling.branch == "both" else (sampling.branch,)
+    return [CODES[name] for name in names]
+
+
+def _default(parameters: Mapping[str, inspect.Parameter], name: str, given: Any) -> Any:
+    """What is given, else the default of the pipeline's call; None where it has no such argument."""
+    if given is not None or name not in parameters:
+        return given
+    default = parameters[name].default
+    return None if default is inspect.Parameter.empty else default
+
+
+def _plain(value: Any) -> Any:
+    """A configuration as JSON holds it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items() if not str(key).startswith("_")}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,71 @@
+"""What a job collects tokens from: a vision model and images, or a pipeline and prompts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from visae.data import load_data, load_prompts
+from visae.data.sample import ImageData, PromptData
+from visae.model import AdaptedModel, load_model
+from visae.pipelines import AdaptedPipeline
+from visae.store import Collection, Sampling
+from visae.store.probing import collection
+from visae.workflows.run import pick_device
+
+IMAGES = "world:train?n=4000&objects=1"
+PROMPTS = "world:prompts?n=400&objects=1"
+"""What is trained on where nothing is named."""
+
+Collect = Literal["generate", "noise", "text"]
+Branch = Literal["cond", "uncond", "both"]
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A model and its data.
+
+    Attributes:
+        model: one that sees images, or a pipeline that makes them.
+        data: images, or prompts.
+        collected: how the pipeline runs; None for a model that sees images.
+        batch: images per forward pass, or made at a time.
+    """
+
+    model: AdaptedModel | AdaptedPipeline
+    data: ImageData | PromptData
+    collected: Collection | None
+    batch: int
+
+
+def ground(
+    model: str,
+    site: str,
+    data: str | None,
+    *,
+    collect: Collect = "generate",
+    steps: int | None = None,
+    guidance: float | None = None,
+    collect_steps: Sequence[int] = (),
+    branch: Branch = "cond",
+    image_batch: int | None = None,
+    pretrained: bool = True,
+    image_size: tuple[int, int] | None = None,
+    device: str = "auto",
+) -> Ground:
+    """Loads model and data, and starts a pipeline once to see how it runs.
+
+    Raises:
+        ValueError: for options of pipelines where the model is none, or data that does not fit.
+    """
+    adapted = load_model(model, pretrained=pretrained, image_size=image_size, device=pick_device(device))
+    asked = Sampling(collect, steps, guidance, None, tuple(collect_steps), branch)
+    if isinstance(adapted, AdaptedModel):
+        if asked != Sampling():
+            raise ValueError(
+                f"{model} sees images and makes none, so it has no steps, guidance or branch to collect from; leave "
+                "these options out, or name a pipeline (diffusers:...)"
+            )
+        return Ground(adapted, load_data(data or IMAGES), None, image_batch or 64)
+    known = collection(adapted, adapted.site(site), asked)
+    found: ImageData | PromptData = load_data(data or IMAGES) if collect == "noise" else load_prompts(data or PROMPTS)
+    return Ground(adapted, found, known, image_batch or 8)
