@@ -18,6 +18,9 @@ from visae.codes.columns import per_latent, transpose
 from visae.data.sample import FactorTable, Labels
 from visae.tokens import KINDS
 
+TIMED = {"step": "i2", "sigma": "f4", "branch": "i1"}
+"""What tokens of pipelines carry beside their place, and its type on disk."""
+
 
 class TokenChunk(Protocol):
     """Some whole items of an activation source; see `visae.store`."""
@@ -167,13 +170,17 @@ class _Pass:
             "x": "i2",
             "region": "i4",
         }
-        self._folder = folder
+        self._folder, self._timed = folder, dict[str, str]()
         self._out = {name: ArrayWriter(folder, name, dtype) for name, dtype in types.items()}
         self._out["row_ptr"].append(np.zeros(1, np.int64))
 
     def add(self, chunk: TokenChunk, indices: np.ndarray, values: np.ndarray) -> None:
         """Takes codes `[n, k]` of a chunk's rows."""
-        origin = {name: np.asarray(getattr(chunk, name)) for name in ("item", "index", "kind", "y", "x")}
+        if not self.n_rows:
+            self._timed = {name: dtype for name, dtype in TIMED.items() if getattr(chunk, name, None) is not None}
+            self._out |= {name: ArrayWriter(self._folder, name, dtype) for name, dtype in self._timed.items()}
+        known = ("item", "index", "kind", "y", "x", *self._timed)
+        origin = {name: np.asarray(getattr(chunk, name)) for name in known}
         self._check_order(origin["item"])
         active = (indices >= 0) & (values != 0)
         latent, per_row = indices[active], active.sum(1)

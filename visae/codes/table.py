@@ -160,6 +160,25 @@ class CodeTable:
         """Length `[F]` of each latent's direction: value times norm is what it adds to the activation."""
         return np.asarray(self.array("norm"))
 
+    @property
+    def timed(self) -> bool:
+        """Whether tokens have a step, a noise level and a branch (`array("step")`, `"sigma"`, `"branch"`)."""
+        return "sigma" in self._files
+
+    def density_by(self, name: str) -> dict[float, np.ndarray]:
+        """Value of `step`, `sigma` or `branch` -> share `[F]` of its tokens on which each latent is not zero; rising.
+
+        Raises:
+            ValueError: if the tokens are not those of a pipeline.
+        """
+        if not self.timed:
+            raise ValueError(f"{self.name} holds images, whose tokens have no {name}")
+        values, place, count = np.unique(np.asarray(self.array(name)), return_inverse=True, return_counts=True)
+        rows = np.repeat(place, np.diff(np.asarray(self.array("row_ptr"))))
+        hits = np.bincount(rows * self.n_latents + self.array("latent"), minlength=len(values) * self.n_latents)
+        shares = hits.reshape(len(values), self.n_latents) / count[:, None]
+        return {value.item(): share for value, share in zip(values, shares, strict=True)}
+
     def item_maxima(self, sign: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pointers `[F + 1]`, items and values: entries `pointers[j]` to `pointers[j + 1]` belong to latent j."""
         side = self._side(sign)
@@ -238,6 +257,8 @@ class CodeTable:
     def grids(self, item: int, latents: Any, signs: Any = None) -> np.ndarray:
         """Values `[L, h, w]` of several latents on the token grid of one item.
 
+        Of the steps and branches of a pipeline, each token shows the value furthest from zero.
+
         With signs, 1 or -1 for each, only the values of that side, as positive ones.
 
         Raises:
@@ -248,6 +269,8 @@ class CodeTable:
         wanted = np.array([self._known(int(j)) for j in latents], np.int64)
         out = np.zeros((len(wanted), *self.geometry.grid), np.float32)
         latent, value, row = self._entries(item)
+        order = np.argsort(np.abs(value), kind="stable")
+        latent, value, row = latent[order], value[order], row[order]
         y, x = np.asarray(self.array("y")[row]), np.asarray(self.array("x")[row])
         for i, j in enumerate(wanted):
             hit = (latent == j) & (y >= 0)

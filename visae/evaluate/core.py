@@ -15,17 +15,20 @@ With x a token, r its reconstruction in the raw space, f its codes, d_i the dire
 | `shrinkage` | `sum <r, r> / sum <x, r>`, both less the dictionary's mean; below 1 where a penalty shrinks codes |
 | `norm_ratio` | mean of `|f| / |x - r0|`, codes times length of their directions, r0 of no code (AFA diagnostic) |
 
-Token kinds (patch, cls, reg, ...) get the same table, each with the variance around its own mean.
+Token kinds (patch, cls, reg, ...) get the same table, each with the variance around its own mean; and, of pipelines,
+every bin of noise levels (`visae.evaluate.noise`) and every branch of the guidance.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from visae.clock import CODES
+from visae.evaluate.noise import bin_name, bin_of, over_bins
 from visae.sae import Codes, Moments
 from visae.sae.side import unpack
 from visae.tokens import KINDS
@@ -33,6 +36,11 @@ from visae.tokens import KINDS
 ENOUGH = 1_000_000
 """Tokens after which silence means dead; with fewer, `dead` is an upper bound and `n` says so."""
 DENSE = 0.1
+
+GROUPS = {"by_kind": "kind", "by_sigma": "sigma", "by_branch": "branch"}
+"""Tables of groups of tokens, and what of a chunk tells a token's group."""
+
+BRANCHES = {code: name for name, code in CODES.items()}
 
 
 class Encodes(Protocol):
@@ -75,6 +83,8 @@ class Metrics:
         norm_ratio: of codes to inputs.
         density: `[F]` float64 share of tokens in which each latent fires.
         by_kind: the same for each kind of token, where kinds were given.
+        by_sigma: the same for each bin of noise levels, where they were given; rising.
+        by_branch: the same for each branch of the guidance, likewise.
     """
 
     n: int
@@ -88,6 +98,8 @@ class Metrics:
     norm_ratio: float
     density: np.ndarray
     by_kind: dict[str, "Metrics"] = field(default_factory=dict)
+    by_sigma: dict[str, "Metrics"] = field(default_factory=dict)
+    by_branch: dict[str, "Metrics"] = field(default_factory=dict)
 
     @property
     def explained_variance(self) -> float:
@@ -101,10 +113,11 @@ class Metrics:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form without the densities, for cards and reports; values that are not finite become None."""
-        flat = {k: v for k, v in asdict(self).items() if k not in ("density", "by_kind")}
-        flat |= {"explained_variance": self.explained_variance, "alive": self.alive}
+        flat = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("density", *GROUPS)}
+        flat |= {"explained_variance": self.explained_variance, "alive": self.alive, **over_bins(self.by_sigma)}
         flat = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in flat.items()}
-        return flat | ({"by_kind": {k: m.to_dict() for k, m in self.by_kind.items()}} if self.by_kind else {})
+        groups = {name: {k: m.to_dict() for k, m in getattr(self, name).items()} for name in GROUPS}
+        return flat | {name: table for name, table in groups.items() if table}
 
     def summary(self) -> str:
         """One line for people."""
@@ -139,14 +152,14 @@ class _Sums:
         active = codes.indices[(codes.indices >= 0) & (codes.values != 0)].cpu()
         self.fired += torch.bincount(active, minlength=len(self.fired))
 
-    def metrics(self, by_kind: dict[str, Metrics]) -> Metrics:
+    def metrics(self, **groups: dict[str, Metrics]) -> Metrics:
         n, variance = self.moments.n, self.moments.total
         density = (self.fired.double() / n).numpy()
         return Metrics(
             n=n, fvu=self.error / variance if variance else float("nan"), cosine=self.cosine / n,
             cosine_centred=self.centred / n, l0=float(self.fired.sum()) / n, dead=float((density == 0).mean()),
             dense=float((density > DENSE).mean()), shrinkage=self.own / self.cross if self.cross else float("nan"),
-            norm_ratio=self.ratio / n, density=density, by_kind=by_kind,
+            norm_ratio=self.ratio / n, density=density, **groups,
         )  # fmt: skip
 
 
@@ -156,19 +169,20 @@ class Evaluation:
     Args:
         sae: what to measure.
         batch: tokens encoded at a time.
+        scale: what noise levels mean, see `visae.clock`.
     """
 
-    def __init__(self, sae: Encodes, batch: int = 8192):
-        self._sae, self._batch = sae, batch
+    def __init__(self, sae: Encodes, batch: int = 8192, scale: str = "variance"):
+        self._sae, self._batch, self._scale = sae, batch, scale
         self._whole = _Sums(sae.d, sae.n_latents)
-        self._groups: dict[str, _Sums] = {}
+        self._groups: dict[str, dict[int, _Sums]] = {name: {} for name in GROUPS}
         self._lengths = torch.linalg.vector_norm(sae.directions().detach().double(), dim=1)
 
     @torch.no_grad()
     def add(self, chunk: Any) -> None:
         """Takes in tokens, see `evaluate_sae`."""
         sae, mean = self._sae, self._sae.mean
-        (rows, side), names = _rows(chunk, sae), _kinds(chunk)
+        (rows, side), groups = _rows(chunk, sae), self._groupings(chunk)
         for start in range(0, len(rows), self._batch):
             raw = rows[start : start + self._batch].to(mean.device)
             its = {name: value[start : start + self._batch] for name, value in side.items()}
@@ -178,13 +192,27 @@ class Evaluation:
             sizes = torch.linalg.vector_norm(weighted, dim=1) * (1.0 if codes.scale is None else codes.scale.double())
             empty = sae.decode(codes.silent()).double()
             self._whole.add(x, recon, mean.double(), empty, codes, sizes)
-            if names is None:
-                continue
-            part = names[start : start + self._batch]
-            for name in np.unique(part):
-                at = torch.from_numpy(np.flatnonzero(part == name)).to(mean.device)
-                group = self._groups.setdefault(str(name), _Sums(sae.d, sae.n_latents))
-                group.add(x[at], recon[at], mean.double(), empty[at], codes[at], sizes[at])
+            for axis, numbers in groups.items():
+                part = numbers[start : start + self._batch]
+                for number in np.unique(part):
+                    at = torch.from_numpy(np.flatnonzero(part == number)).to(mean.device)
+                    group = self._groups[axis].setdefault(int(number), _Sums(sae.d, sae.n_latents))
+                    group.add(x[at], recon[at], mean.double(), empty[at], codes[at], sizes[at])
+
+    def _groupings(self, chunk: Any) -> dict[str, np.ndarray]:
+        """Number of the group of each row, `[n]`, for what the chunk tells of its rows."""
+        told = {axis: getattr(chunk, name, None) for axis, name in GROUPS.items()}
+        found = {axis: np.asarray(values) for axis, values in told.items() if values is not None}
+        if "by_sigma" in found:
+            sigma = found.pop("by_sigma")
+            if np.isfinite(sigma).all():  # tokens of text encoders have none
+                found["by_sigma"] = bin_of(sigma, self._scale)
+        return found
+
+    def _name(self, axis: str, number: int) -> str:
+        if axis == "by_kind":
+            return KINDS[number]
+        return bin_name(number, self._scale) if axis == "by_sigma" else BRANCHES[number]
 
     def metrics(self) -> Metrics:
         """Of all tokens so far.
@@ -194,22 +222,28 @@ class Evaluation:
         """
         if not self._whole.moments.n:
             raise ValueError("there are no tokens to measure on: the source is empty")
-        return self._whole.metrics({name: sums.metrics({}) for name, sums in sorted(self._groups.items())})
+        groups = {
+            axis: {self._name(axis, number): sums.metrics() for number, sums in sorted(found.items())}
+            for axis, found in self._groups.items()
+        }
+        return self._whole.metrics(**groups)
 
 
-def evaluate_sae(sae: Encodes, chunks: Iterable[Any], *, batch: int = 8192) -> Metrics:
+def evaluate_sae(sae: Encodes, chunks: Iterable[Any], *, batch: int = 8192, scale: str = "variance") -> Metrics:
     """Measures a dictionary, or a baseline, in one pass.
 
     Args:
         sae: what to measure.
         chunks: raw tokens: tensors `[n, d]`, or things with `rows` `[n, d]` (numpy or torch) and, for the table per
-            kind of token, `kind` `[n]` codes into `visae.tokens.KINDS`; also what `sae.needs_to_encode` names.
+            kind of token, `kind` `[n]` codes into `visae.tokens.KINDS`; also what `sae.needs_to_encode` names, and of
+            pipelines `sigma` `[n]` and `branch` `[n]` (`visae.clock.CODES`) for the tables per noise level and branch.
         batch: tokens encoded at a time.
+        scale: what noise levels mean, see `visae.clock`.
 
     Raises:
         ValueError: if there is no token, or rows of another length.
     """
-    evaluation = Evaluation(sae, batch)
+    evaluation = Evaluation(sae, batch, scale)
     for chunk in chunks:
         evaluation.add(chunk)
     return evaluation.metrics()
@@ -220,9 +254,3 @@ def _rows(chunk: Any, sae: Any) -> tuple[Tensor, dict[str, Tensor]]:
     rows = torch.as_tensor(getattr(chunk, "rows", chunk))
     needs = getattr(sae, "needs_to_encode", ())
     return rows, unpack(chunk, needs, who=f"a {sae.kind} dictionary")[1] if needs else {}
-
-
-def _kinds(chunk: Any) -> np.ndarray | None:
-    """Name of the kind of each row, `[n]` of strings; None where unknown."""
-    codes = getattr(chunk, "kind", None)
-    return None if codes is None else np.asarray(KINDS)[np.asarray(codes, dtype=np.int64)]

@@ -103,7 +103,8 @@ class Card:
         """Refuses another model or site than the card's, and a scheduler whose noise levels mean something else.
 
         Args:
-            model: an `AdaptedModel` or `AdaptedPipeline`, a model id, or `{"id": ..., "revision": ...}`; None is not checked.
+            model: an `AdaptedModel` or `AdaptedPipeline`, a model id, or `{"id": ..., "revision": ...}`; None is not
+                checked.
             site: a `Site`, its name, or its `to_dict()`; None is not checked.
 
         Raises:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ _TIMED = 4
 
 class Collecting:
     """Base of the forward passes of a pipeline: they fill slot after slot of a batch's rows.
+
+    A context: what watches the pipeline stands from the first batch until it is left.
 
     Args:
         model: the pipeline.
@@ -61,10 +63,13 @@ class Collecting:
         self(batch).wait()
         return perf_counter() - started
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
         """Removes tap and clock."""
         self._latest = None
-        self._tap.close()
+        self._tap.__exit__(*raised)
 
     def _begin(self, batch: Batch | None) -> None:
         self._batch = batch

@@ -1,7 +1,7 @@
 """How rows come about: of images, by one forward pass each; of prompts, by a pipeline that makes images of them."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from visae.model import AdaptedModel
 from visae.pipelines import AdaptedPipeline
 from visae.sites import Site
 from visae.store.batches import Batch, PromptReader, Reader
-from visae.store.forward import Forward, Pending
+from visae.store.forward import Pending, forward_pass
 from visae.store.generating import Collecting, Generations, Texts
 from visae.store.meta import StoreMeta
 from visae.store.noising import Noised
@@ -24,7 +24,7 @@ _PASSES: dict[str, type[Collecting]] = {"generate": Generations, "noise": Noised
 
 
 class Pass(Protocol):
-    """Runs batches through a model; hooks stand from the first batch until `close`."""
+    """Runs batches through a model."""
 
     def __call__(self, batch: Batch) -> Pending:
         """Sends a batch through the model and its rows on their way to the CPU."""
@@ -32,10 +32,6 @@ class Pass(Protocol):
 
     def seconds(self, batch: Batch) -> float:
         """Duration of a batch."""
-        ...
-
-    def close(self) -> None:
-        """Removes every hook."""
         ...
 
 
@@ -85,17 +81,16 @@ def making(
         vision: AdaptedModel = model
         policy = policy or TokenPolicy()
         meta = StoreMeta.describe(vision, found[0], data, policy, dtype)
-        return Making(
-            meta, Reader(vision, found[0], data, policy), found, lambda: closing(Forward(vision, found, meta.dtype))
-        )
+        reader = Reader(vision, found[0], data, policy)
+        return Making(meta, reader, found, lambda: forward_pass(vision, found, meta.dtype))
     pipeline: AdaptedPipeline = model
     policy = policy or TokenPolicy(("text",) if found[0].stream == "text" else ("patch",))
     known = sampling if isinstance(sampling, Collection) else collection(pipeline, found[0], sampling or Sampling())
     _check_data(pipeline, data, known)
     meta = StoreMeta.describe(pipeline, found[0], data, policy, dtype, known)
     kind = _PASSES[known.mode]
-    reader = PromptReader(pipeline, found[0], data, policy, known)
-    return Making(meta, reader, found, lambda: closing(kind(pipeline, found, meta.dtype, known)))
+    prompts = PromptReader(pipeline, found[0], data, policy, known)
+    return Making(meta, prompts, found, lambda: kind(pipeline, found, meta.dtype, known))
 
 
 def _check_data(model: AdaptedPipeline, data: Data, known: Collection) -> None:

@@ -84,7 +84,7 @@ class StoreMeta:
             ValueError: if the data set is empty, the policy keeps nothing or the dtype is unknown.
         """
         if len(data) == 0:
-            raise ValueError(f"the data set {data.name} is empty: there is nothing to extract")
+            raise ValueError(f"the data set {data.name} has no images or prompts: there is nothing to extract")
         return cls(
             model=model.id,
             revision=model.revision,

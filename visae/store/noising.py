@@ -90,7 +90,11 @@ class Denoiser:
         copies = self._sample.shape[0] // len(latents)
         sample = torch.cat([latents] * copies).to(self._sample)
         time = torch.full_like(self._time, timestep * self._unit)
-        changed = self._call.mapped(lambda v: sample if v is self._sample else time if v is self._time else v)
+
+        def change(_name: str, value: Tensor) -> Tensor:
+            return sample if value is self._sample else time if value is self._time else value
+
+        changed = self._call.mapped(change)
         return self._module(*changed.args, **changed.kwargs)
 
     def _unit_of(self, given: float) -> float:

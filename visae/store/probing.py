@@ -24,14 +24,12 @@ def collection(model: AdaptedPipeline, site: Site, sampling: Sampling) -> Collec
     """
     _check_site(model, site, sampling)
     pipe = model.pipe
-    defaults = inspect.signature(type(pipe).__call__).parameters
-    given = {
-        "steps": _default(defaults, "num_inference_steps", sampling.steps),
-        "guidance": _default(defaults, "guidance_scale", sampling.guidance),
-        "negative": sampling.negative,
-    }
-    known = {name: value for name, value in given.items() if value is not None}
-    first = first_step(model, known | dict(sampling.options))
+    steps = _default(model, "num_inference_steps", sampling.steps)
+    guidance = _default(model, "guidance_scale", sampling.guidance)
+    own = ("num_inference_steps", "guidance_scale")
+    options = {name: value for name, value in {**model.options, **sampling.options}.items() if name not in own}
+    known = {"steps": steps, "guidance": guidance, "negative": sampling.negative}
+    first = first_step(model, {name: value for name, value in known.items() if value is not None} | options)
     timesteps = list(dict.fromkeys(np.asarray(pipe.scheduler.timesteps.detach().cpu(), np.float64).tolist()))
     wanted = _steps(sampling, len(timesteps))
     codes = _branches(sampling, first)
@@ -42,11 +40,11 @@ def collection(model: AdaptedPipeline, site: Site, sampling: Sampling) -> Collec
         mode=sampling.mode,
         pipeline=type(pipe).__name__,
         scheduler={"class": type(pipe.scheduler).__name__, **_plain(pipe.scheduler.config)},
-        steps=given["steps"],
-        guidance=given["guidance"],
+        steps=steps,
+        guidance=guidance,
         negative=sampling.negative,
         branch=sampling.branch,
-        options=_plain(sampling.options),
+        options=_plain(options),
         scale=noise_scale(pipe.scheduler),
         image_hw=model.framing.input_hw,
         slots=slots,
@@ -125,11 +123,12 @@ def _branches(sampling: Sampling, first: Step) -> list[int]:
     return [CODES[name] for name in names]
 
 
-def _default(parameters: Mapping[str, inspect.Parameter], name: str, given: Any) -> Any:
-    """What is given, else the default of the pipeline's call; None where it has no such argument."""
+def _default(model: AdaptedPipeline, name: str, given: Any) -> Any:
+    """What is given, else what the pipeline is always called with, else its own; None where it takes no such thing."""
+    parameters = inspect.signature(type(model.pipe).__call__).parameters
     if given is not None or name not in parameters:
         return given
-    default = parameters[name].default
+    default = model.options.get(name, parameters[name].default)
     return None if default is inspect.Parameter.empty else default
 
 

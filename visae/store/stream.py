@@ -272,7 +272,7 @@ class StreamLoader:
             if self._at == self._stop and not self._refill():
                 idle = idle + 1 if self._position == 0 else 0
                 if idle > 1:
-                    raise ValueError(f"none of the samples of {meta.data} can be read: there are no rows to serve")
+                    raise ValueError(f"none of the images of {meta.data} can be read: there are no rows to serve")
                 self._epoch, self._skip = self._epoch + 1, 0
                 self._begin()
                 continue

@@ -50,7 +50,7 @@ def agree(trainer: "Trainer") -> None:
 
 
 def finish(
-    trainer: "Trainer", feed: Batches, recorder: Recorder, validation: Iterable[Tensor] | None
+    trainer: "Trainer", feed: Batches, recorder: Recorder, validation: Iterable[Tensor | Rows] | None
 ) -> dict[str, Any]:
     """Calibrates thresholds and measures on validation batches; returns the last metrics."""
     for callback in trainer.callbacks:

@@ -142,7 +142,7 @@ class Trainer:
         return self.out / "checkpoints" if self.out is not None else None
 
     def fit(
-        self, loader: Iterable[Any], validation: Iterable[Tensor] | None = None, *, resume: bool = False
+        self, loader: Iterable[Any], validation: Iterable[Tensor | Rows] | None = None, *, resume: bool = False
     ) -> TrainResult:
         """Trains until the budget is spent.
 
@@ -172,7 +172,7 @@ class Trainer:
         return Feed(loader, self.sae.d, self.device, batch, tuple(dict.fromkeys([*self.sae.needs, *needs])))
 
     def run(
-        self, feed: Batches, validation: Iterable[Tensor] | None = None, *, resume: bool = False
+        self, feed: Batches, validation: Iterable[Tensor | Rows] | None = None, *, resume: bool = False
     ) -> Generator[None, None, TrainResult]:
         """The run of `fit` piece by piece, for those who drive several at once: each `next` makes one step.
 
@@ -184,7 +184,7 @@ class Trainer:
             return (yield from self._run(feed, validation, resume))
 
     def _run(
-        self, feed: Batches, validation: Iterable[Tensor] | None, resume: bool
+        self, feed: Batches, validation: Iterable[Tensor | Rows] | None, resume: bool
     ) -> Generator[None, None, TrainResult]:
         with sharing(self.processes.share):
             self._start(feed, resume)
@@ -270,7 +270,7 @@ class Trainer:
         losses: Losses,
         x: Tensor | Rows,
         lr: float,
-        validation: Iterable[Tensor] | None,
+        validation: Iterable[Tensor | Rows] | None,
     ) -> None:
         """Counters, metrics, checkpoint."""
         rows = x.shape[0] * self.processes.share.rows.size
@@ -293,7 +293,7 @@ class Trainer:
         if self.step % self.config.checkpoint_every == 0 or self.step == self.steps or self.stopped:
             resuming.save(self, feed)
 
-    def _validate(self, recorder: Recorder, validation: Iterable[Tensor]) -> None:
+    def _validate(self, recorder: Recorder, validation: Iterable[Tensor | Rows]) -> None:
         with self.evaluating():
             metrics: dict[str, Any] = {**validate(self.sae, validation, self.ops)}
             for callback in self.callbacks:

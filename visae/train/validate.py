@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 from visae.ops import Ops, share
-from visae.sae import Dictionary, Moments
+from visae.sae import Dictionary, Moments, Rows
 
 
 @torch.no_grad()
-def validate(sae: Dictionary, batches: Iterable[Tensor], ops: Ops | None = None) -> dict[str, float]:
+def validate(sae: Dictionary, batches: Iterable[Tensor | Rows], ops: Ops | None = None) -> dict[str, float]:
     """Fraction of variance unexplained over all batches, and mean L0, by the rule of inference.
 
     Where processes split the rows of training, each has the same batches here and measures its part of them.
 
     Args:
         sae: the dictionary.
-        batches: tokens `[n, d]`.
+        batches: tokens `[n, d]`, with side information where the dictionary needs it.
         ops: kernels that know of the latents on other processes, where there are any.
 
     Raises:

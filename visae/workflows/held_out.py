@@ -60,7 +60,8 @@ def measure(
         sampling=collected,
     )  # fmt: skip
     sae = run.sae(adapted)
-    metrics = plain(evaluate_sae(sae, source.chunks()).to_dict()) | {
+    scale = collected.scale if collected else "variance"
+    metrics = plain(evaluate_sae(sae, source.chunks(), scale=scale).to_dict()) | {
         "data": held_out.name,
         "held_out": held_out is not data,
     }

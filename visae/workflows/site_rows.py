@@ -90,7 +90,8 @@ class SiteRows:
 
     def first(self, images: ImageData, site: str) -> list[Tensor]:
         """The first rows of other images at a site, to look at while training."""
-        return held_out_rows(self._adapted, site, images, self._policy, self._batch, self._workers)
+        rows = held_out_rows(self._adapted, site, images, self._policy, self._batch, self._workers)
+        return [batch for batch in rows if isinstance(batch, Tensor)]
 
     def _wide(self, images: ImageData, dtype: str) -> list[WideStream]:
         """One stream for all sites with the same tokens."""

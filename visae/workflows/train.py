@@ -88,8 +88,7 @@ def train(
     Example:
         visae train runs/clip --model open_clip:ViT-B-16/openai --site blocks.9 --data ~/photos --latents 12288 --k 32
         visae train runs/relu --kind relu_l1 --options l1 0.05 penalty tanh --schemes.resample-every 500
-        visae train runs/turbo --model diffusers:stabilityai/sdxl-turbo --site unet.mid_block.attentions.0 --data p.txt \
-            --stream --steps 4 --guidance 0
+        visae train runs/turbo --model diffusers:stabilityai/sdxl-turbo --site unet.mid_block --data p.txt --guidance 0
         visae train runs/long --passes 50 --schemes.validate-every 500 --schemes.patience 5 --schemes.best
 
     Args:
@@ -170,6 +169,7 @@ def train(
             checkpoint_every=checkpoint_every,
             shard_latents=shard_latents,
             **schemes.settings(),
+            **looks(source),
         )
         if not finished(run, source.meta, settings):
             sae = make_sae(kind, source.d, latents or round(expansion * source.d), normaliser=normaliser, **chosen)
@@ -183,6 +183,14 @@ def train(
                 save_sae(sae, folder, describe(adapted, source, settings, result))
         with processes.main_first():
             return Trained(run, measure(run, adapted, on.data, validation, on.batch, workers))
+
+
+def looks(source: ActivationSource) -> dict[str, Any]:
+    """Of a pipeline's rows, which cost most to make, no more than a pass for statistics before and after training."""
+    if source.meta.collected is None:
+        return {}
+    plain = TrainConfig(steps=1)
+    return {name: min(getattr(plain, name), source.n_rows) for name in ("stat_rows", "calibration_rows")}
 
 
 def share_of(source: ActivationSource, processes: Processes, folder: Path, batch: int, seed: int) -> Loader:
