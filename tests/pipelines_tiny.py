@@ -40,12 +40,12 @@ def clip_text(width=16, projected=None, layers=3):
     return (transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel)(config)
 
 
-def vae(channels=4, levels=2):
+def vae(channels=4, levels=2, shift=None):
     import diffusers
 
     return diffusers.AutoencoderKL(
         block_out_channels=(8,) * levels, in_channels=3, out_channels=3, latent_channels=channels, norm_num_groups=4,
-        shift_factor=0.1, down_block_types=("DownEncoderBlock2D",) * levels,
+        shift_factor=shift, down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
     )  # fmt: skip
 
@@ -157,10 +157,10 @@ def stable_diffusion_3(dual=()):
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
         num_attention_heads=2, caption_projection_dim=16, joint_attention_dim=32, pooled_projection_dim=24,
-        pos_embed_max_size=16, dual_attention_layers=dual, qk_norm="rms_norm" if dual else None,
+        pos_embed_max_size=32, dual_attention_layers=dual, qk_norm="rms_norm" if dual else None,
     )  # fmt: skip
     return diffusers.StableDiffusion3Pipeline(
-        transformer=transformer, vae=vae(), scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        transformer=transformer, vae=vae(shift=0.1), scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         text_encoder=clip_text(16, projected=16), tokenizer=clip_tokenizer(), tokenizer_2=clip_tokenizer(),
         text_encoder_2=clip_text(8, projected=8), text_encoder_3=t5_text(32), tokenizer_3=t5_tokenizer(),
     )  # fmt: skip
@@ -174,7 +174,7 @@ def flux(guidance=True):
         joint_attention_dim=32, pooled_projection_dim=16, axes_dims_rope=(2, 2, 4), guidance_embeds=guidance,
     )  # fmt: skip
     return diffusers.FluxPipeline(
-        transformer=transformer, vae=vae(), scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        transformer=transformer, vae=vae(shift=0.1), scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         text_encoder=clip_text(16), tokenizer=clip_tokenizer(), text_encoder_2=t5_text(32), tokenizer_2=t5_tokenizer(),
     )  # fmt: skip
 
@@ -198,6 +198,68 @@ def sana():
                                   text_encoder=gemma_text(), tokenizer=t5_tokenizer())  # fmt: skip
 
 
+def aura_flow():
+    import diffusers
+    import transformers
+
+    text = transformers.UMT5EncoderModel(
+        transformers.UMT5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
+    )
+    transformer = diffusers.AuraFlowTransformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=16, caption_projection_dim=16, pos_embed_max_size=1024,
+    )  # fmt: skip
+    return diffusers.AuraFlowPipeline(tokenizer=t5_tokenizer(), text_encoder=text, vae=vae(), transformer=transformer,
+                                      scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))  # fmt: skip
+
+
+def cogview_4():
+    import diffusers
+    import transformers
+
+    text = transformers.GlmModel(
+        transformers.GlmConfig(
+            vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=8, pad_token_id=0, eos_token_id=1,
+        )
+    )  # fmt: skip
+    transformer = diffusers.CogView4Transformer2DModel(
+        patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+        text_embed_dim=16, time_embed_dim=8, condition_dim=4, sample_size=8,
+    )  # fmt: skip
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True, time_shift_type="linear"
+    )
+    return diffusers.CogView4Pipeline(tokenizer=t5_tokenizer(), text_encoder=text, vae=vae(), transformer=transformer,
+                                      scheduler=scheduler)  # fmt: skip
+
+
+def deepfloyd():
+    import diffusers
+
+    denoiser = diffusers.UNet2DConditionModel(
+        sample_size=16, layers_per_block=1, block_out_channels=(32, 64), in_channels=3, out_channels=6,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"), cross_attention_norm="group_norm",
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn", cross_attention_dim=32, encoder_hid_dim=16,
+        attention_head_dim=8, addition_embed_type="text", addition_embed_type_num_heads=2, act_fn="gelu",
+        resnet_time_scale_shift="scale_shift",
+    )  # fmt: skip
+    return diffusers.IFPipeline(
+        tokenizer=t5_tokenizer(), text_encoder=t5_text(), unet=denoiser, safety_checker=None, feature_extractor=None,
+        scheduler=diffusers.DDPMScheduler(variance_type="learned_range"), watermarker=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def perturbed():
+    import diffusers
+
+    return diffusers.StableDiffusionPAGPipeline(
+        **stable_diffusion().components, requires_safety_checker=False, pag_applied_layers="mid"
+    )
+
+
 @dataclass(frozen=True)
 class Row:
     """A pipeline class, and what is known of it without visae.
@@ -207,6 +269,7 @@ class Row:
         block: name of a block in the middle of the denoiser that carries image tokens.
         grid: rows and columns of that block's tokens, for an image of `size`.
         size: height and width of its images in pixels.
+        prefix: text tokens in front of the image's.
         branches: of the calls of one step, of one image under the row's options.
         options: arguments of every call.
         prompts: two.
@@ -218,6 +281,7 @@ class Row:
     size: tuple[int, int] = (16, 24)
     branches: tuple[tuple[str, ...], ...] = (("uncond", "cond"),)
     options: dict[str, Any] = field(default_factory=dict)
+    prefix: int = 0
     prompts: tuple[Any, Any] = ("a red square", "blue star on grey")
 
 
@@ -239,6 +303,12 @@ PIPELINES = {
                        options={**SHORT, "true_cfg_scale": 2.0, "negative_prompt": "grey"}),
     "sana": Row(sana, "transformer.transformer_blocks.1", (16, 32), (32, 64),
                 options={**SHORT, "complex_human_instruction": None}),
+    "aura": Row(aura_flow, "transformer.single_transformer_blocks.0", (4, 6), prefix=18, options=SHORT),
+    "cogview4": Row(cogview_4, "transformer.transformer_blocks.0", (4, 8), (16, 32), branches=(("cond",), ("uncond",)),
+                    options={"max_sequence_length": 16}),
+    "if": Row(deepfloyd, "unet.mid_block", (8, 12)),
+    "pag": Row(perturbed, "unet.mid_block.attentions.0", (4, 6), branches=(("uncond", "cond", "none"),),
+               options={"pag_scale": 3.0}),
 }  # fmt: skip
 """Pipelines by name; `build` makes one."""
 

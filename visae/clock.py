@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from inspect import signature
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from visae.readings import arguments
 
 Branch = Literal["none", "uncond", "cond"]
 Scale = Literal["variance", "flow"]
@@ -46,7 +47,7 @@ def noise_level(scheduler: Any, timestep: float) -> float:
     """
     if noise_scale(scheduler) == "flow":
         return float(timestep) / float(scheduler.config.get("num_train_timesteps", 1000))
-    if type(scheduler).__name__.startswith("EDM"):
+    if type(scheduler).__name__.startswith("EDM") or scheduler.config.get("timestep_type") == "continuous":
         return float(np.exp(4 * timestep))  # Karras et al., table 1: c_noise = ln(sigma) / 4
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None:
@@ -240,12 +241,6 @@ class StepClock:
 
 def _all(branch: Branch, rows: int) -> tuple[Branch, ...]:
     return (branch,) * rows
-
-
-def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a module is called with, by the names in the signature of its class."""
-    bound = signature(type(module).forward).bind_partial(module, *args, **kwargs)
-    return {**{name: value for name, value in bound.arguments.items() if name != "self"}, **kwargs}
 
 
 def _copies(module: nn.Module, sample: Tensor) -> int:

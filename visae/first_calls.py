@@ -5,24 +5,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from visae.readings import arguments
 
 
 @dataclass(frozen=True)
 class FirstCall:
-    """What a part was called with the first time."""
+    """What a part was called with the first time.
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    Attributes:
+        arguments: by name, in the order of the part's signature.
+    """
+
+    arguments: dict[str, Any]
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Tensors among the arguments, in the order in which they stand."""
-        return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
+        """Tensors among the arguments; the first is what the part works on."""
+        return [value for value in self.arguments.values() if isinstance(value, Tensor)]
 
     def mapped(self, change: Callable[[str, Tensor], Tensor]) -> "FirstCall":
         """The same call with every tensor changed, given the name under which it was passed."""
-        return FirstCall(_mapped("", self.args, change), _mapped("", self.kwargs, change))
+        return FirstCall(_mapped("", self.arguments, change))
 
 
 class _Reached(BaseException):
@@ -43,28 +48,31 @@ def first_calls(pipe: Any, names: Sequence[str], denoiser: str, request: dict[st
     """
     seen: dict[str, FirstCall] = {}
 
-    def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.setdefault(name, FirstCall(args, kwargs))
+    def note(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.setdefault(name, FirstCall(arguments(module, args, kwargs)))
         if name == denoiser:
             raise _Reached
 
     handles = [
         getattr(pipe, name).register_forward_pre_hook(
-            lambda _m, args, kwargs, name=name: note(name, args, kwargs), with_kwargs=True
+            lambda module, args, kwargs, name=name: note(name, module, args, kwargs), with_kwargs=True
         )
         for name in names
     ]
-    bar = getattr(pipe, "_progress_bar_config", None)
+    bar = vars(pipe).get("_progress_bar_config")
     try:
         pipe.set_progress_bar_config(disable=True)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             pipe(**request)
     except _Reached:
         return seen
     finally:
         for handle in handles:
             handle.remove()
-        pipe._progress_bar_config = bar or {}
+        if bar is None:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = bar
         pipe.maybe_free_model_hooks()
     raise RuntimeError(f"{type(pipe).__name__} made an image without calling {denoiser}: its sites cannot be traced")
 

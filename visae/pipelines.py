@@ -8,17 +8,17 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from visae.adapted import Adapted, refuse_compiled
 from visae.clock import Step, StepClock
 from visae.discover import Catalogue
-from visae.first_calls import first_calls
+from visae.first_calls import FirstCall, first_calls
 from visae.geometry import Framing
 from visae.naming import Naming
 from visae.registry import UnknownName
 from visae.sites import Site
-from visae.trace_parts import trace_denoiser, trace_text
+from visae.trace_parts import call_denoiser, latent_grid, trace_denoiser, trace_text
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,29 @@ class AdaptedPipeline(Adapted):
         return self
 
     @cached_property
+    def first_calls(self) -> dict[str, FirstCall]:
+        """How the pipeline calls each part first, for an empty prompt."""
+        names = [part.name for part in self.parts]
+        return first_calls(self.pipe, names, self.denoiser.name, self._request([self._blank], [0], {}))
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of what the denoiser takes; cells of a packed sequence count as such."""
+        sample = self.first_calls[self.denoiser.name].tensors[0]
+        rows, columns = latent_grid(sample, self.framing.input_hw)
+        return sample.shape[1 if sample.dim() == 4 else 2], rows, columns
+
+    @torch.no_grad()
+    def denoise(self, latents: Tensor) -> Any:
+        """What the denoiser gives for latents `[n, c, h, w]` where the pipeline calls it first, for an empty prompt."""
+        return call_denoiser(self.module, self.denoiser.name, self.first_calls[self.denoiser.name], latents)
+
+    @cached_property
     def catalogues(self) -> dict[str, Catalogue]:
         """Sites of each part, found by one traced forward of it the first time that one is asked for."""
-        names = [part.name for part in self.parts]
-        seen = first_calls(self.pipe, names, self.denoiser.name, self._request([self._blank], [0], {}))
         found = {}
         for part in self.parts:
-            call = seen.get(part.name)
+            call = self.first_calls.get(part.name)
             if call is None:
                 continue
             if part is self.denoiser:

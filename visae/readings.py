@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from visae.receptive import Map
 from visae.sites import Layout
+
+VARIABLE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 PAIR = 2
 """Inputs that are sent together: without and with the square."""
@@ -100,6 +103,13 @@ def floating(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[int
     """The floating tensors among the arguments of a module, and their places or names."""
     named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     return [(key, v) for key, v in named if isinstance(v, Tensor) and v.is_floating_point()]
+
+
+def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a module is called with, by the names of its class's signature and in that order."""
+    bound = signature(type(module).forward).bind(module, *args, **kwargs)
+    own = [p.name for p in list(bound.signature.parameters.values())[1:] if p.kind not in VARIABLE]
+    return {**{name: bound.arguments[name] for name in own if name in bound.arguments}, **kwargs}
 
 
 @dataclass(frozen=True)

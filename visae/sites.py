@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 SiteKind = Literal["output", "input", "delta", "attn_out", "cross_out", "heads", "head", "mlp_out", "final", "pooled"]
@@ -95,19 +94,26 @@ def to_tokens(native: Tensor, layout: Layout) -> Tensor:
 
 
 def from_tokens(tokens: Tensor, native: Tensor, layout: Layout) -> Tensor:
-    """Tokens `[n, t, d]` back in the layout, shape and strides of `native`.
-
-    Strides matter: the kernels behind a convolution are chosen by them, and another kernel rounds otherwise.
-    """
+    """Tokens `[n, t, d]` back in the layout, shape and strides of `native`."""
     if layout == "LNC":
         shaped = tokens.transpose(0, 1)
     elif layout == "NCHW":
         shaped = tokens.transpose(1, 2).reshape(native.shape)
     else:
         shaped = tokens.reshape(native.shape)
-    if shaped.stride() == native.stride():
-        return shaped
-    return torch.empty_like(native).copy_(shaped)
+    return laid_out(shaped, native)
+
+
+def laid_out(value: Tensor, native: Tensor) -> Tensor:
+    """A tensor with the strides of another of its shape, also of one that is a slice of a larger tensor.
+
+    Strides matter: the kernels behind a convolution or a product are chosen by them, and another kernel rounds
+    otherwise. What was expanded (stride 0) cannot hold other numbers and comes back as it is.
+    """
+    expanded = any(step == 0 and size > 1 for step, size in zip(native.stride(), native.shape, strict=True))
+    if value.stride() == native.stride() or expanded:
+        return value
+    return native.new_empty_strided(native.shape, native.stride()).copy_(value)
 
 
 def tokens_text(site: Site) -> str:
@@ -117,7 +123,10 @@ def tokens_text(site: Site) -> str:
 
 
 def rows(sites: Mapping[str, Site]) -> Iterator[dict[str, str]]:
-    """Rows of the table that `visae sites` prints: name, path, kind, shape, tokens; heads of a block share a row."""
+    """Rows of the table that `visae sites` prints; heads of a block share a row.
+
+    They hold name, path, kind, native (layout, and which element of what the module gives), shape and tokens.
+    """
     for name, site in sites.items():
         if site.kind == "head" and site.head:
             continue
@@ -126,6 +135,7 @@ def rows(sites: Mapping[str, Site]) -> Iterator[dict[str, str]]:
             "name": shown,
             "path": site.path or "(the model)",
             "kind": site.kind,
+            "native": site.layout if site.index is None else f"{site.layout} [{site.index}]",
             "shape": f"[n, {site.n_tokens}, {site.d}]",
             "tokens": tokens_text(site),
         }

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from visae.adapted import Adapted, refuse_compiled
 from visae.readings import floating
 from visae.registry import UnknownName
-from visae.sites import Site, from_tokens, to_tokens
+from visae.sites import Site, from_tokens, laid_out, to_tokens, tokens_text
 
 Rewrite = Callable[[Tensor], Tensor]
 Handles = list[torch.utils.hooks.RemovableHandle]
@@ -124,6 +124,12 @@ class _Probe:
     def _step(self, native: Tensor, keep: bool) -> Tensor | None:
         """Takes the activations out of a native tensor; returns it rewritten, or None where nothing is to change."""
         tokens = to_tokens(native, self.site.layout)
+        if self.site.grid is not None and tokens.shape[1] != self.site.n_tokens:
+            raise ValueError(
+                f"site {self.site.name} has {tokens_text(self.site)} tokens, but module {self.site.path!r} now brings "
+                f"{tokens.shape[1]}: the model runs at another size than its sites were found for; load_model(..., "
+                "image_size=(height, width)) finds them for yours"
+            )
         j, d = self.site.head, self.site.d
         mine = tokens if j is None else tokens[..., j * d : (j + 1) * d]
         self.taken[self.site.name] = mine.clone() if keep else mine
@@ -194,7 +200,7 @@ def _less(native: Tensor, old: Tensor, new: Tensor) -> Tensor:
     change nothing.)
     """
     wide = torch.promote_types(native.dtype, torch.float32)
-    return (native.to(wide) - (old.to(wide) - new.to(wide) + 0.0)).to(native.dtype)
+    return laid_out((native.to(wide) - (old.to(wide) - new.to(wide) + 0.0)).to(native.dtype), native)
 
 
 def _pick(out: Any, site: Site) -> Tensor:

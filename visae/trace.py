@@ -101,8 +101,11 @@ class Tracer:
             return reading
         found = [self._judge(reading, value, *guess) for guess in self._guesses(value)]
         known = [r for r, sure in found if sure] or [r for r, _ in found if r.hit]
+        if self._longer_text(value):
+            self.texts.append(value.shape[1])
+            return Reading(reading.shape, index, "NLC", value.shape[2], ("text",) * value.shape[1])
         if not known:
-            return self._read_longer_text(reading, value)
+            return reading
         texts = [r for r in known if set(r.kinds) == {"text"}]
         if texts and len(known) > 1:
             self.doubtful |= not self._alike(value)
@@ -112,15 +115,16 @@ class Tracer:
             self.maps.file(best.map)
         return best
 
-    def _read_longer_text(self, reading: Reading, value: Tensor) -> Reading:
-        """A sequence that knows nothing of the image: the texts one after the other, maybe behind learnt tokens."""
-        if not self.texts or value.dim() != 3 or value.shape[0] != self.batch or not self._alike(value):
-            return reading
-        length = value.shape[1]
-        if not max(self.texts) < length <= sum(self.texts) + MOST_LEARNT:
-            return reading
-        self.texts.append(length)
-        return Reading(reading.shape, reading.index, "NLC", value.shape[2], ("text",) * length)
+    def _longer_text(self, value: Tensor) -> bool:
+        """Whether a sequence is that of the texts one after the other, maybe behind learnt tokens.
+
+        It knows nothing of the image, and its tokens differ (unlike those of a branch that starts at zero).
+        """
+        if not self.texts or value.dim() != 3 or value.shape[0] != self.batch:
+            return False
+        if not max(self.texts) < value.shape[1] <= sum(self.texts) + MOST_LEARNT or not self._alike(value):
+            return False
+        return not torch.equal(value[-1], value[-1, :1].expand_as(value[-1]))
 
     @staticmethod
     def _alike(value: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from visae import model as floor
 from visae import sae
 from visae.check import check_geometry
+from visae.pipelines import AdaptedPipeline
 from visae.sae import ABOUT, About, kind_options
 from visae.sites import Site, rows
 from visae.workflows.table import text_table
@@ -55,7 +56,7 @@ class SiteTable(list[Site]):
         self.verdicts = verdicts or {}
 
     def __str__(self) -> str:
-        head = ["name", "path", "kind", "shape", "tokens", *(["checked"] if self.verdicts else [])]
+        head = ["name", "path", "kind", "native", "shape", "tokens", *(["checked"] if self.verdicts else [])]
         lines = []
         for row in rows({site.name: site for site in self}):
             lines.append([*row.values(), *([self.verdicts.get(row["name"], "")] if self.verdicts else [])])
@@ -69,7 +70,7 @@ def sites(
     image_size: tuple[int, int] | None = None,
     check: bool = False,
 ) -> SiteTable:
-    """Print the sites of a model: name, module path, kind, shape and tokens.
+    """Print the sites of a model or pipeline: name, module path, kind, native layout, shape and tokens.
 
     Example:
         visae sites timm:vit_small_patch14_reg4_dinov2 --no-pretrained
@@ -82,11 +83,11 @@ def sites(
     """
     adapted = floor.load_model(model, pretrained=pretrained, image_size=image_size)
     found = list(adapted.sites().values())
-    verdicts = {site.name: _verdict(floor.vision(adapted), site) for site in found} if check else None
+    verdicts = {site.name: _verdict(adapted, site) for site in found} if check else None
     return SiteTable(found, adapted.id, verdicts)
 
 
-def _verdict(adapted: "floor.AdaptedModel", site: Site) -> str:
+def _verdict(adapted: "floor.AdaptedModel | AdaptedPipeline", site: Site) -> str:
     if site.grid is None:
         return "no grid"
     checked = check_geometry(adapted, site)
