@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
+from scipy import ndimage
 from torch.nn import functional
 from transformers import CLIPTokenizer, T5Tokenizer
 
@@ -24,7 +25,7 @@ from visae.world.sheet import _posed
 from visae.world.training.assemble import components, make_autoencoder, pipeline, write_pipeline
 from visae.world.training.autoencode import Autoencoding, principal_components, standardise
 from visae.world.training.cache import Cache, open_cache
-from visae.world.training.denoise import NEVER, Denoising, denoising, noise_levels
+from visae.world.training.denoise import FOCUS, NEVER, Denoising, denoising, noise_levels, object_weights
 from visae.world.training.latents import Latents, open_latents, to_pixels, withheld_combinations, withheld_rows
 from visae.world.training.loop import batch_rows, fit, learning_rate
 from visae.world.training.oracle import JUDGED, evaluate_pipeline, held_out_prompts
@@ -168,12 +169,24 @@ def held_background(text: str) -> str:
     return next(name for name, phrases in GROUNDS.items() if any(phrase in text for phrase in phrases))
 
 
-def test_noise_levels_cover_the_range_evenly_and_shift_by_the_formula() -> None:
-    even = noise_levels(32, 1.0, torch.Generator().manual_seed(3))
+def test_noise_levels_cover_the_range_evenly_and_crowd_where_shapes_are_decided() -> None:
+    even = noise_levels(32, 0.0, torch.Generator().manual_seed(3))
     assert sorted((even * 32).long().tolist()) == list(range(32))
     assert even.tolist() != sorted(even.tolist())
-    shifted = noise_levels(32, 3.0, torch.Generator().manual_seed(3))
-    torch.testing.assert_close(shifted, 3 * even / (1 + 2 * even))
+    near = torch.logit(noise_levels(4000, 1.0, torch.Generator().manual_seed(3)).double())
+    assert (near.mean().item(), near.std().item()) == pytest.approx(FOCUS, abs=0.01)
+    both = noise_levels(40, 0.5, torch.Generator().manual_seed(3))
+    assert (both < 0.5).sum() == pytest.approx(10 + 20 * torch.special.ndtr(torch.tensor(-1.4 / 0.8)).item(), abs=1.01)
+
+
+def test_objects_and_their_rims_count_fully_and_the_background_less(cache: Cache) -> None:
+    weights = object_weights(cache.masks[:48], 0.25)
+    world = World("train", 64)
+    for row in range(48):
+        shown = world.regions(row) > 0
+        cells = shown.reshape(16, 4, 16, 4).any((1, 3))
+        grown = ndimage.binary_dilation(cells, np.ones((3, 3)))
+        np.testing.assert_array_equal(weights[row, 0].numpy(), np.where(grown, 1.0, 0.25))
 
 
 @pytest.mark.parametrize("name", list(PIPELINE_RECIPES))

@@ -40,8 +40,8 @@ class PipelineRecipe(Schedule):
         call: arguments that every call of the pipeline needs at this size.
         thorough: share of captions that state shape, style, colour and background; the others come as captions come.
         dropout: share of captions replaced by the empty text, which classifier-free guidance needs.
-        shift: moves the noise levels of training towards noise: a level t in 0 .. 1, drawn evenly, becomes
-            s t / (1 + (s - 1) t) (Esser et al., 2024, eq. 23). Shapes are decided there.
+        focus: share of noise levels that are drawn from where shapes are decided.
+        ground: weight of the background in the loss.
         guidance: strength of guidance in the evaluation.
     """
 
@@ -51,7 +51,8 @@ class PipelineRecipe(Schedule):
     call: dict[str, Any] = field(default_factory=dict)
     thorough: float = 0.75
     dropout: float = 0.1
-    shift: float = 2.0
+    focus: float = 0.7
+    ground: float = 0.25
     guidance: float = 3.0
 
 
