@@ -209,7 +209,8 @@ def test_the_table_of_sites_names_path_kind_shape_and_tokens(tiny):
     table = {row["name"]: row for row in rows(tiny.sites())}
     assert table["blocks.1.head.0-2"]["kind"] == "head"
     assert table["final"] == {
-        "name": "final", "path": "norm", "kind": "final", "shape": "[n, 197, 192]", "tokens": "1 cls + 14 x 14 patch",
+        "name": "final", "path": "norm", "kind": "final", "native": "NLC", "shape": "[n, 197, 192]",
+        "tokens": "1 cls + 14 x 14 patch",
     }  # fmt: skip
     assert table["pooled"]["tokens"] == "1 pooled"
 

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visae.clock import CODES, Step, arguments, noise_scale
+from visae.clock import CODES, Step, noise_scale
 from visae.first_calls import FirstCall
 from visae.pipelines import AdaptedPipeline
+from visae.readings import arguments
 from visae.store.batches import Batch
 from visae.store.generating import Collecting, rows_of
 from visae.store.probing import Stopped, prompt_for, quiet
@@ -50,8 +51,8 @@ class Denoiser:
         self._module: nn.Module = getattr(model.pipe, model.denoiser.name)
         caught: list[FirstCall] = []
 
-        def stop(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            caught.append(FirstCall(args, kwargs))
+        def stop(module: nn.Module, args: Any, kwargs: Any) -> None:
+            caught.append(FirstCall(arguments(module, args, kwargs)))
             raise Stopped
 
         with model.clock() as clock:
@@ -64,7 +65,7 @@ class Denoiser:
             self.step: Step = clock.now
         self._call = caught[0]
         self._sample = self._call.tensors[0]
-        time = arguments(self._module, self._call.args, self._call.kwargs)["timestep"]
+        time = self._call.arguments["timestep"]
         self._time = time if isinstance(time, Tensor) else None
         if self._time is None:
             raise ValueError(f"{type(self._module).__name__} takes its timestep as a number, not as a tensor")
@@ -95,7 +96,7 @@ class Denoiser:
             return sample if value is self._sample else time if value is self._time else value
 
         changed = self._call.mapped(change)
-        return self._module(*changed.args, **changed.kwargs)
+        return self._module(**changed.arguments)
 
     def _unit_of(self, given: float) -> float:
         """By what the scheduler's timesteps are multiplied for the denoiser."""
