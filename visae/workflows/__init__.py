@@ -7,6 +7,7 @@ from visae.workflows.heatmap import heatmap
 from visae.workflows.layer_groups import layer_groups
 from visae.workflows.listing import kinds, models, sites
 from visae.workflows.options import Schemes
+from visae.workflows.preserved import preserved
 from visae.workflows.report import report
 from visae.workflows.run import Run
 from visae.workflows.specialise import specialise
@@ -14,6 +15,6 @@ from visae.workflows.suite import suite
 from visae.workflows.train import train
 
 __all__ = [
-    "Run", "Schemes", "demo", "estimate", "extract", "heatmap", "kinds", "layer_groups", "models", "report", "sites",
-    "specialise", "suite", "train",
+    "Run", "Schemes", "demo", "estimate", "extract", "heatmap", "kinds", "layer_groups", "models", "preserved",
+    "report", "sites", "specialise", "suite", "train",
 ]  # fmt: skip

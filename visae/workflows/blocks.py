@@ -107,7 +107,7 @@ def blocks(
                      f"about {duration(took[0] * len(found))}")  # fmt: skip
         return made
 
-    judge = _judge() if all(factor in data.factors for factor in TOLD) else None
+    judge = world_judge() if all(factor in data.factors for factor in TOLD) else None
     with tqdm(total=len(found), desc="blocks", unit="block") as bar:
         plain, roles = block_roles(make, pipeline, found, judge, bar.update)
     out = Path(out)
@@ -118,7 +118,8 @@ def blocks(
     return done
 
 
-def _judge() -> Judge:
+def world_judge() -> Judge:
+    """The shipped judge, on the factors that it answers for."""
     from visae.world.judging import judged
 
     def tell(pictures: Sequence[Image.Image]) -> dict[str, list[str]]:
