@@ -29,6 +29,7 @@ COMMANDS = {
     "specialise": "visae.workflows.specialise:specialise",
     "suite": "visae.workflows.suite:suite",
     "layer_groups": "visae.workflows.layer_groups:layer_groups",
+    "timesteps": "visae.workflows.timesteps:timesteps",
     "preserved": "visae.workflows.preserved:preserved",
     "heatmap": "visae.workflows.heatmap:heatmap",
     "report": "visae.workflows.report:report",

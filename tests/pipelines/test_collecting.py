@@ -308,3 +308,17 @@ def test_a_code_table_knows_step_noise_level_and_branch_of_every_token(sd, tmp_p
     latent = int(table.alive[0])
     mine = torch.where(codes.indices == latent, codes.values, 0).sum(1).reshape(3, 6, 4, 6).amax(1)
     np.testing.assert_allclose(table.grid(1, latent), mine[1].detach().numpy(), rtol=1e-6)
+
+
+def test_the_benchmark_of_a_pipeline_times_bare_generation_collecting_and_an_identity_edit(sd, monkeypatch):
+    from visae.store import bench_generate as bench
+
+    ran = []
+    for name in ("_bare", "_collect"):
+        original = getattr(bench, name)
+        monkeypatch.setattr(bench, name, lambda *a, name=name, original=original: (ran.append(name), original(*a)))
+    told = bench.bench_generate(sd, SITE, images=1, batch=1, steps=2, repeats=1)
+    assert ran == ["_bare", "_bare", "_collect", "_bare"]  # to warm up, then all three
+    assert told["collect_overhead"] == pytest.approx(told["collect_s"] / told["bare_s"] - 1, abs=0.01)
+    assert told["identity_overhead"] == pytest.approx(told["identity_s"] / told["bare_s"] - 1, abs=0.01)
+    assert (told["model"], told["site"], told["steps"]) == ("diffusers:sd", SITE, 2)

@@ -11,8 +11,10 @@ from visae.clock import CODES
 from visae.evaluate import evaluate_sae
 from visae.evaluate.noise import bin_name, bin_of, noise_share, over_bins
 from visae.sae import MismatchError, load_sae, make_sae
-from visae.store import Chunk, Collection
-from visae.workflows import Schemes, estimate, extract, train
+from visae.store import Chunk, Collection, Sampling
+from visae.store.probing import collection
+from visae.workflows import Schemes, estimate, extract, timesteps, train
+from visae.workflows.timesteps import windows_of
 
 SITE = "unet.mid_block.attentions.0"
 COLOURS, SHAPES = ("red", "blue", "green", "grey"), ("square", "circle", "star")
@@ -142,3 +144,36 @@ def test_metrics_of_a_bin_are_those_of_its_tokens_alone():
         assert np.array_equal(found.by_sigma[name].density, alone.density)
     for name, metrics in found.by_branch.items():
         assert metrics.fvu == pytest.approx(evaluate_sae(sae, [x[branch == CODES[name]]]).fvu)
+
+
+def test_windows_end_where_bins_of_noise_levels_end_and_hold_every_step_once(place):
+    model = visae.load_model(f"diffusers:{place / 'sd'}", image_size=(16, 24))
+    for steps in (5, 20, 50):
+        known = collection(model, model.site(SITE), Sampling(steps=steps, branch="both"))
+        level = {slot.step: int(bin_of([slot.sigma], "variance")[0]) for slot in known.slots}
+        for count in (1, 2, 3):
+            windows = windows_of(known, count)
+            assert [step for window in windows for step in window] == list(range(steps))
+            held = [{level[step] for step in window} for window in windows]
+            assert all(not a & b for i, a in enumerate(held) for b in held[:i])
+            assert max(map(len, windows)) <= steps / count + 4
+    with pytest.raises(ValueError, match="asked for 11 windows"):
+        windows_of(known, 11)
+
+
+def test_ways_across_the_timesteps_stand_side_by_side_in_one_table(place):
+    common = {name: value for name, value in options(place).items() if name not in ("workers", "collect_steps")}
+    found = timesteps(place / "ways", windows=2, kind="topk", **common)
+    assert [way.name for way in found.ways] == ["all steps", "2 windows", "temporal"]
+    assert len(found.ways[1].folders) == 2
+    everything, windows, temporal = found.rows
+    assert everything["n"] == windows["n"] == temporal["n"]
+    assert all(None not in row["fvu"].values() for row in found.rows)
+    for row in found.rows:
+        assert row["fvu_mean"] == pytest.approx(np.mean(list(row["fvu"].values())))
+        assert 3.5 < row["l0"] <= 4.0
+    kinds = [load_sae(folder).kind for way in found.ways for folder in way.folders]
+    assert kinds == ["topk", "topk", "topk", "temporal"]
+    text = str(found)
+    assert all(f"FVU {name}" in text for name in found.bins)
+    assert json.loads(found.file.read_text())["rows"][1]["way"] == "2 windows"

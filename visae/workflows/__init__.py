@@ -12,9 +12,10 @@ from visae.workflows.report import report
 from visae.workflows.run import Run
 from visae.workflows.specialise import specialise
 from visae.workflows.suite import suite
+from visae.workflows.timesteps import timesteps
 from visae.workflows.train import train
 
 __all__ = [
     "Run", "Schemes", "demo", "estimate", "extract", "heatmap", "kinds", "layer_groups", "models", "preserved",
-    "report", "sites", "specialise", "suite", "train",
+    "report", "sites", "specialise", "suite", "timesteps", "train",
 ]  # fmt: skip

@@ -6,13 +6,18 @@ from typing import Any
 
 from visae.codes.bench import bench_codes
 from visae.json_files import write_json
+from visae.model import AdaptedModel, load_model
 from visae.store.bench import bench_extract, bench_store
+from visae.store.bench_generate import bench_generate
 from visae.store.estimate import duration
 from visae.train.bench import Size, bench_step
 from visae.train.quality import Contest, Task, entrants, summary
 from visae.workflows.extract import announce
 from visae.workflows.run import pick_device
 from visae.workflows.table import text_table
+
+PIPELINES = ("diffusers", "visae")
+"""Families with pipelines, whose models are never built with random weights."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +80,43 @@ def _keep(numbers: dict[str, Any], file: Path | None) -> Measurement:
 def extract(
     model: str = "timm:vit_base_patch16_224",
     *,
-    site: str = "blocks.-2",
+    site: str | None = None,
+    images: int | None = None,
+    batch: int | None = None,
+    steps: int = 20,
+    repeats: int = 5,
+    device: str = "cpu",
     json: Path | None = None,
 ) -> Measurement:
-    """Compare extraction with the bare forward pass of the same model.
+    """Compare extraction with the bare forward pass of a model, or collecting with bare generation of a pipeline.
+
+    Of a pipeline, an edit that changes nothing is timed too.
 
     Example:
         visae bench extract timm:vit_small_patch16_224 --json extract.json
+        visae bench extract diffusers:stabilityai/sdxl-turbo --site unet.mid_block --steps 4
 
     Args:
-        model: model name; built with random weights, so no network is needed.
-        site: where to read.
+        model: model name; one that sees images is built with random weights, so no network is needed.
+        site: where to read; the last but one block, or the middle one of a pipeline's denoiser if not given.
+        images: per turn; 64, of a pipeline 4 if not given.
+        batch: images per forward pass, or made at a time; 8, of a pipeline 4 if not given.
+        steps: of a pipeline: denoising steps.
+        repeats: turns of each.
+        device: `auto`, `cpu`, `cuda`, ...
         json: write the numbers here too.
     """
-    return _keep(bench_extract(model, site), json)
+    own = model.partition(":")[0] in PIPELINES
+    adapted = load_model(model, pretrained=own, device=pick_device(device))
+    if isinstance(adapted, AdaptedModel):
+        return _keep(bench_extract(adapted, site or "blocks.-2", images=images or 64, batch=batch or 8,
+                                   repeats=repeats), json)  # fmt: skip
+    blocks = [s.name for s in adapted.sites().values() if s.kind == "output" and s.stream == "image"]
+    named = site or blocks[len(blocks) // 2]
+    numbers = bench_generate(
+        adapted, named, images=images or 4, batch=batch or 4, steps=steps, repeats=repeats, progress=True
+    )
+    return _keep(numbers, json)
 
 
 def store(
