@@ -20,6 +20,7 @@ from visae.registry import UnknownName
 
 COMMANDS = {
     "demo": "visae.workflows.demo:demo",
+    "demo diffusion": "visae.workflows.demo_diffusion:demo_diffusion",
     "models": "visae.workflows.listing:models",
     "sites": "visae.workflows.listing:sites",
     "kinds": "visae.workflows.listing:kinds",
@@ -48,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Threads that wait by spinning make every step several times slower on a machine that is shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    name = " ".join(arguments[: 2 if arguments[:1] == ["bench"] else 1])
+    two = arguments[:1] == ["bench"] or " ".join(arguments[:2]) in COMMANDS
+    name = " ".join(arguments[: 2 if two else 1])
     who = f"visae {name}" + (f" (process {rank()} of {world_size()})" if world_size() > 1 else "")
     if name in ("", "-h", "--help", "bench", "bench --help", "bench -h"):
         _say(overview(prefix="bench" if name.startswith("bench") else ""))

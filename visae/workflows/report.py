@@ -4,13 +4,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from visae.json_files import write_json
 from visae.show import ReportInputs, build_report
+from visae.show.sections import Section
 from visae.store.errors import human
 from visae.workflows.heatmap import CONCEPTS
 from visae.workflows.run import Run, pick_device
-from visae.workflows.study import Study, evaluation_sets, study
+from visae.workflows.study import Study, evaluation_sets, prompt_sets, study
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,20 @@ def report(
     *,
     validation: str | None = None,
     test: str | None = None,
-    images: int = 2000,
+    images: int | None = None,
     factors: tuple[str, ...] | None = None,
     localise: tuple[str, ...] | None = None,
     top: int = 12,
     out: Path | None = None,
-    image_batch: int = 64,
+    image_batch: int | None = None,
     workers: int = 2,
     device: str = "auto",
 ) -> Report:
     """Write a page about a dictionary: its metrics, its latents with their images, what they mean and where.
 
     One HTML file that opens from disk without a network. Labels and thresholds are chosen on one set of images and
-    measured on another.
+    measured on another. Of a dictionary on a pipeline the images are those that it makes of prompts, a latent's heat is
+    its largest value over the steps, and the page says how well each noise level is coded.
 
     Example:
         visae report runs/first
@@ -55,33 +58,38 @@ def report(
         run: folder of a run, see `visae train`.
         validation: images to choose latents and thresholds on; a world's own split, else half of the training images.
         test: images to measure on and to show; likewise.
-        images: at most so many images of a world in each of the two sets.
+        images: at most so many images of a world, or prompts of a pipeline, in each of the two sets; 2000 images, 96
+            prompts if not given.
         factors: labels to look for; all that the images have if not given.
         localise: labels whose heat maps are compared with masks; all that regions are labelled with if not given.
         top: images shown for each latent.
         out: the page; `index.html` in the run's folder if not given.
-        image_batch: images per forward pass.
+        image_batch: images per forward pass, or made at a time; 64, of a pipeline 8 if not given.
         workers: threads that read images.
         device: `auto`, `cpu`, `cuda`, ...
     """
     opened = Run.open(run)
-    model = opened.model(pick_device(device))
-    sae = opened.sae(model).to(model.device)
-    choose, measured = evaluation_sets(opened, validation, test, images)
-    found = study(
-        opened,
-        model,
-        sae,
-        choose,
-        measured,
-        factors=factors,
-        localise=localise,
-        image_batch=image_batch,
+    found = look(
+        opened, validation, test, images, device, factors=factors, localise=localise, image_batch=image_batch,
         workers=workers,
-    )
+    )  # fmt: skip
     save_selections(opened, found)
-    page = build_report(_inputs(opened, found), out or opened.folder / "index.html", n_images=top)
-    return Report(page, found)
+    return Report(write_page(opened, found, out or opened.folder / "index.html", top), found)
+
+
+def look(run: Run, validation: str | None, test: str | None, images: int | None, device: str, **options: Any) -> Study:
+    """Loads what a run was trained on and studies its dictionary; options are those of `study`."""
+    place, drawing = pick_device(device), bool(run.card.sampling)
+    model = run.pipeline(place) if drawing else run.model(place)
+    sets = prompt_sets if drawing else evaluation_sets
+    choose, measured = sets(run, validation, test, images or (96 if drawing else 2000))
+    batch = options.pop("image_batch") or (8 if drawing else 64)
+    return study(run, model, run.sae(model).to(model.device), choose, measured, image_batch=batch, **options)
+
+
+def write_page(run: Run, found: Study, page: Path, top: int = 12, sections: Sequence[Section] = ()) -> Path:
+    """The page of a study, with further sections."""
+    return build_report(_inputs(run, found, sections), page, n_images=top)
 
 
 def save_selections(run: Run, found: Study) -> None:
@@ -89,9 +97,12 @@ def save_selections(run: Run, found: Study) -> None:
     write_json(run.folder / CONCEPTS, [c.selection.to_dict() for c in found.concepts])
 
 
-def _inputs(run: Run, found: Study) -> ReportInputs:
+def _inputs(run: Run, found: Study, sections: Sequence[Section] = ()) -> ReportInputs:
     card = run.card
-    metrics = {"all": found.metrics.to_dict(), **{k: m.to_dict() for k, m in found.metrics.by_kind.items()}}
+    parts = {**found.metrics.by_kind, **{f"sigma {name}": m for name, m in found.metrics.by_sigma.items()}}
+    if len(found.metrics.by_branch) > 1:
+        parts |= {f"branch {name}": m for name, m in found.metrics.by_branch.items()}
+    metrics = {"all": found.metrics.to_dict(), **{name: m.to_dict() for name, m in parts.items()}}
     components = round(found.metrics.l0)
     metrics[f"PCA, {components} components"] = {
         "n": found.metrics_pca.n,
@@ -99,7 +110,8 @@ def _inputs(run: Run, found: Study) -> ReportInputs:
         "l0": components,
     }
     for row in metrics.values():
-        row.pop("by_kind", None)
+        for name in ("by_kind", "by_sigma", "by_branch"):
+            row.pop(name, None)
     return ReportInputs(
         title=f"{card.model['id']} {card.site['name']}",
         card=json.loads(card.to_json()),
@@ -109,6 +121,7 @@ def _inputs(run: Run, found: Study) -> ReportInputs:
         metrics=metrics,
         concepts=found.concepts,
         notes=notes(run, found),
+        sections=sections,
     )
 
 

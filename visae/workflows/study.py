@@ -9,17 +9,20 @@ from pathlib import Path
 
 from visae import store
 from visae.codes import CodeTable
-from visae.data import UnreadableImage, load_data
-from visae.data.sample import ImageData
+from visae.data import UnreadableImage, load_data, load_prompts
+from visae.data.prompts import part_of
+from visae.data.sample import ImageData, PromptData
 from visae.data.splits import split
 from visae.evaluate import Metrics, evaluate_sae
 from visae.evaluate.localise_concepts import ConceptLocalisation, localise_concepts
 from visae.model import AdaptedModel
+from visae.pipelines import AdaptedPipeline
 from visae.sae import Dictionary, pca
 from visae.select import Selection, best_latents, measure
 from visae.show import Concept
-from visae.store import ActivationSource
+from visae.store import ActivationSource, Collection
 from visae.tokens import TokenPolicy
+from visae.workflows.drawn import Drawn
 from visae.workflows.run import Run, other_split
 
 
@@ -56,6 +59,23 @@ class Study:
         return sum(f1 >= at_least for f1 in scores) / len(scores) if scores else 0.0
 
 
+def prompt_sets(run: Run, validation: str | None, test: str | None, prompts: int) -> tuple[PromptData, PromptData]:
+    """Prompts to choose on and prompts to measure on, without a text in common.
+
+    Raises:
+        ValueError: if one of the two is not given and the training prompts are not the part `train` of a set.
+    """
+    name = run.card.data["name"]
+    parts = [given or part_of(name, part, prompts) for given, part in ((validation, "validation"), (test, "test"))]
+    if None in parts:
+        raise ValueError(
+            f"{name} is not the training part of a set of prompts, so there is nothing to measure on; name prompts "
+            "with validation= and test=, or train on PROMPTS?split=train"
+        )
+    choose, measured = (load_prompts(part) for part in parts if part is not None)
+    return choose, measured
+
+
 def evaluation_sets(run: Run, validation: str | None, test: str | None, images: int) -> tuple[ImageData, ImageData]:
     """Images to choose on and images to measure on, without an image in common.
 
@@ -76,10 +96,10 @@ def evaluation_sets(run: Run, validation: str | None, test: str | None, images: 
 
 def study(
     run: Run,
-    model: AdaptedModel,
+    model: AdaptedModel | AdaptedPipeline,
     sae: Dictionary,
-    validation: ImageData,
-    test: ImageData,
+    validation: ImageData | PromptData,
+    test: ImageData | PromptData,
     *,
     factors: Sequence[str] | None = None,
     localise: Sequence[str] | None = None,
@@ -93,8 +113,8 @@ def study(
         run: where the tables are kept.
         model: the model.
         sae: the dictionary.
-        validation: images to choose on.
-        test: images to measure on.
+        validation: images to choose on; prompts of a pipeline, whose images are made and kept.
+        test: images, or prompts, to measure on.
         factors: labels to look for; all that the data have if None.
         localise: factors whose heat maps are compared with masks; all that regions are labelled with if None.
         localise_images: at most so many images of each label.
@@ -105,8 +125,10 @@ def study(
         _source(run, model, validation, "validation", image_batch, workers),
         _source(run, model, test, "test", image_batch, workers),
     )
+    validation, test = _shown(run, model, validation, image_batch), _shown(run, model, test, image_batch)
     tables = _table(run, sae, sources[0], "validation"), _table(run, sae, sources[1], "test")
-    metrics = evaluate_sae(sae, sources[1].chunks())
+    collected = sources[1].meta.collected
+    metrics = evaluate_sae(sae, sources[1].chunks(), scale=collected.scale if collected else "variance")
     components = pca((chunk.rows for chunk in sources[0].chunks()), max(1, min(sae.d, round(metrics.l0))))
     concepts = find_concepts(tables[0], tables[1], factors)
     if sources[1].has_regions and tables[1].geometry is not None:
@@ -132,10 +154,35 @@ def _locate(
     return localise_concepts(wanted, tables[0], tables[1], sources[0], sources[1], data[0], data[1], max_images=images)
 
 
-def _source(run: Run, model: AdaptedModel, data: ImageData, name: str, batch: int, workers: int) -> ActivationSource:
-    """Every token of the images: on disk where they are read several times (masks), streamed else."""
+def _shown(run: Run, model: AdaptedModel | AdaptedPipeline, data: ImageData | PromptData, batch: int) -> ImageData:
+    """The images of a data set; those that a pipeline makes of prompts."""
+    if not isinstance(model, AdaptedPipeline) or not run.card.sampling:
+        return data  # type: ignore[return-value]
+    prompts: PromptData = data  # type: ignore[assignment]
+    folder = run.folder / "codes" / f"images-{data.fingerprint[:8]}"
+    return Drawn(model, prompts, Collection.from_dict(run.card.sampling), folder, batch)
+
+
+def _source(
+    run: Run,
+    model: AdaptedModel | AdaptedPipeline,
+    data: ImageData | PromptData,
+    name: str,
+    batch: int,
+    workers: int,
+) -> ActivationSource:
+    """Every token of the images: on disk where they are read several times, streamed else.
+
+    They are read several times where there are masks, and where a pipeline must make the images for it.
+    """
     site = run.card.site["name"]
     policy = TokenPolicy(kinds=tuple(run.card.policy["kinds"]))
+    if isinstance(model, AdaptedPipeline):
+        folder = run.folder / "codes" / f"{name}-activations-{data.fingerprint[:8]}"
+        return store.extract(
+            model, site, data, folder, policy=policy, batch=batch, workers=workers,
+            sampling=Collection.from_dict(run.card.sampling),
+        )  # fmt: skip
     if not _has_regions(data):
         return store.Stream(model, site, data, policy, dtype="float32", batch=batch, workers=workers)
     folder = run.folder / "codes" / f"{name}-activations-{data.fingerprint[:8]}"

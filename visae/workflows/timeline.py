@@ -133,7 +133,7 @@ def draw(
     for number, course in enumerate(courses):
         own = list(latents) or course.strongest(strongest)
         drawn |= dict.fromkeys(own)
-        files += _files(course, own, out / f"{number:04d}", columns, ending)
+        files += draw_course(course, own, out / f"{number:04d}", columns, ending)
     made = Timeline(courses[0].sigmas.tolist(), when(courses, list(drawn)), files)
     write_json(out / "timeline.json", {"sigmas": made.sigmas, "shares": {str(k): v for k, v in made.shares.items()}})
     return made
@@ -146,8 +146,11 @@ def when(courses: list[Course], latents: list[int]) -> dict[int, list[float]]:
     return {latent: shares[:, place].tolist() for place, latent in enumerate(latents)}
 
 
-def _files(course: Course, latents: list[int], stem: Path, columns: int, ending: str) -> list[Path]:
-    """The strip and the animated picture of one image."""
+def draw_course(
+    course: Course, latents: list[int], stem: Path, columns: int = 8, ending: str = ".webp"
+) -> tuple[Path, Path]:
+    """The strip and the animated picture of one image, written beside each other."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
     heats, names = course.heats(latents), [f"latent {latent}" for latent in latents]
     shown = np.unique(np.linspace(0, len(course.frames) - 1, min(columns, len(course.frames))).round().astype(int))
     titles = [f"sigma {course.sigmas[step]:.2g}" for step in shown]
@@ -158,7 +161,7 @@ def _files(course: Course, latents: list[int], stem: Path, columns: int, ending:
         titles,
         title=f"{course.prompt} ({course.seed})",
     )
-    strip = stem.with_suffix(".png")
+    strip = stem.with_name(f"{stem.name}.png")
     figure.savefig(strip, dpi=110)
     moving = stem.with_name(f"{stem.name}-moving{ending}")
-    return [strip, animate(moving, course.frames, heats)]
+    return strip, animate(moving, course.frames, heats)
