@@ -54,6 +54,17 @@ def test_dinov2_by_hand_trains_and_draws(photos, tmp_path):
     assert len(list((tmp_path / "run").glob("*-latent-*.png"))) >= 1
 
 
+def test_diffusion_over_time_trains_draws_strips_and_asks_what_blocks_do(tiny_pipelines, tmp_path):
+    tiny_pipelines.build("sd").save_pretrained(tmp_path / "pipe")
+    told = run(
+        "diffusion_over_time.py", "sd15", "world:prompts?n=8", "--model", f"diffusers:{tmp_path / 'pipe'}",
+        "--weights", "float32", "--steps", 2, "--k", 4, "--out", tmp_path / "run", cwd=tmp_path,
+    )  # fmt: skip
+    assert "batch_topk dictionary" in told
+    assert len(list((tmp_path / "run" / "timeline").glob("*-moving.webp"))) == 4
+    assert (tmp_path / "run" / "blocks" / "blocks.png").is_file()
+
+
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     notebook = nbformat.read(EXAMPLES / "first_journey.ipynb", as_version=4)
     for cell in notebook.cells:  # the same journey on fewer images

@@ -1,6 +1,8 @@
 """The jobs a user has, one file each; every one is a command of the same name, and a function for notebooks."""
 
+from visae.workflows.blocks import blocks
 from visae.workflows.demo import demo
+from visae.workflows.demo_diffusion import demo_diffusion
 from visae.workflows.estimate import estimate
 from visae.workflows.extract import extract
 from visae.workflows.heatmap import heatmap
@@ -12,10 +14,11 @@ from visae.workflows.report import report
 from visae.workflows.run import Run
 from visae.workflows.specialise import specialise
 from visae.workflows.suite import suite
+from visae.workflows.timeline import timeline
 from visae.workflows.timesteps import timesteps
 from visae.workflows.train import train
 
 __all__ = [
-    "Run", "Schemes", "demo", "estimate", "extract", "heatmap", "kinds", "layer_groups", "models", "preserved",
-    "report", "sites", "specialise", "suite", "timesteps", "train",
+    "Run", "Schemes", "blocks", "demo", "demo_diffusion", "estimate", "extract", "heatmap", "kinds", "layer_groups",
+    "models", "preserved", "report", "sites", "specialise", "suite", "timeline", "timesteps", "train",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -17,6 +18,7 @@ from visae.model import load_model
 from visae.model import pipeline as makes_images
 from visae.show import grid_figure
 from visae.store.estimate import duration
+from visae.workflows.collecting import Weights
 from visae.workflows.extract import announce
 from visae.workflows.run import pick_device
 from visae.workflows.table import text_table
@@ -60,13 +62,15 @@ class Blocks:
 def blocks(
     model: str = "visae:tiny-sd",
     *,
-    prompts: str = "world:prompts?split=test&n=8",
+    prompts: str = "world:prompts?split=test",
+    n: int = 8,
     out: Path = Path("blocks"),
     sites: tuple[str, ...] = (),
     steps: int = 20,
     guidance: float | None = None,
     batch: int = 8,
     pretrained: bool = True,
+    weights: Weights = "float32",
     device: str = "auto",
 ) -> Blocks:
     """Ask what each block of a text-to-image model does: layout, texture or colour.
@@ -75,23 +79,26 @@ def blocks(
     texture and colour move; prompts of the built-in world are also judged by what the pictures show.
 
     Example:
-        visae blocks visae:tiny-sd --prompts "world:prompts?split=test&n=16" --out roles
+        visae blocks visae:tiny-sd --prompts "world:prompts?split=test" --n 16 --out roles
 
     Args:
         model: a pipeline, e.g. `diffusers:stabilityai/sdxl-turbo` or a folder `diffusers:~/models/sd15`.
         prompts: a file with a prompt a line, `world:prompts?n=8`, or an entry of `datasets_cfg/` with prompts.
+        n: at most so many of them.
         out: folder for the picture and the numbers.
         sites: deltas of the blocks to take out, see `visae sites MODEL`; the blocks of attention if not given.
         steps: denoising steps.
         guidance: guidance scale; the pipeline's default if not given.
         batch: pictures that are made together.
         pretrained: trained weights; `--no-pretrained` builds the model with random ones.
+        weights: type of the model's weights; on a GPU, pipelines want `float16` or `bfloat16`.
         device: `auto`, `cpu`, `cuda`, ...
     """
-    pipeline = makes_images(load_model(model, pretrained=pretrained, device=pick_device(device)))
+    dtype = getattr(torch, weights)
+    pipeline = makes_images(load_model(model, pretrained=pretrained, device=pick_device(device), dtype=dtype))
     pipeline.pipe.set_progress_bar_config(disable=True)
     data = load_prompts(prompts)
-    wanted = [data[i] for i in range(len(data))]
+    wanted = [data[i] for i in range(min(n, len(data)))]
     found = [pipeline.site(name) for name in sites] or block_sites(pipeline)
     took: list[float] = []
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from visae.data import load_data, load_prompts
 from visae.data.sample import ImageData, PromptData
 from visae.model import AdaptedModel, load_model
@@ -17,6 +19,7 @@ PROMPTS = "world:prompts?n=400&objects=1"
 """What is trained on where nothing is named."""
 
 Collect = Literal["generate", "noise", "text"]
+Weights = Literal["float32", "float16", "bfloat16"]
 Branch = Literal["cond", "uncond", "both"]
 
 
@@ -49,6 +52,7 @@ def ground(
     branch: Branch = "cond",
     image_batch: int | None = None,
     pretrained: bool = True,
+    weights: Weights = "float32",
     image_size: tuple[int, int] | None = None,
     device: str = "auto",
 ) -> Ground:
@@ -57,7 +61,8 @@ def ground(
     Raises:
         ValueError: for options of pipelines where the model is none, or data that does not fit.
     """
-    adapted = load_model(model, pretrained=pretrained, image_size=image_size, device=pick_device(device))
+    place, dtype = pick_device(device), getattr(torch, weights)
+    adapted = load_model(model, pretrained=pretrained, image_size=image_size, device=place, dtype=dtype)
     asked = Sampling(collect, steps, guidance, None, tuple(collect_steps), branch)
     if isinstance(adapted, AdaptedModel):
         if asked != Sampling():

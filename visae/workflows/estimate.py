@@ -16,7 +16,7 @@ from visae.store.errors import human
 from visae.store.estimate import duration
 from visae.tokens import TokenPolicy
 from visae.train import TrainConfig, Trainer
-from visae.workflows.collecting import Branch, Collect, ground
+from visae.workflows.collecting import Branch, Collect, Weights, ground
 from visae.workflows.options import kind_choices
 from visae.workflows.run import pick_device
 
@@ -84,6 +84,7 @@ def estimate(
     branch: Branch = "cond",
     image_batch: int | None = None,
     pretrained: bool = True,
+    weights: Weights = "float32",
     image_size: tuple[int, int] | None = None,
     device: str = "auto",
 ) -> Costs:
@@ -117,12 +118,13 @@ def estimate(
         branch: of a pipeline's guidance: tokens of the prompt (`cond`), of the negative one (`uncond`), or `both`.
         image_batch: images per forward pass, or made at a time; 64, of a pipeline 8 if not given.
         pretrained: trained weights; costs do not depend on them.
+        weights: type of the model's weights; on a GPU, pipelines want `float16` or `bfloat16`.
         image_size: height and width of the input in pixels; the model's own if not given.
         device: `auto`, `cpu`, `cuda`, ...
     """
     on = ground(
         model, site, data, collect=collect, steps=steps, guidance=guidance, collect_steps=collect_steps, branch=branch,
-        image_batch=image_batch, pretrained=pretrained, image_size=image_size, device=device,
+        image_batch=image_batch, pretrained=pretrained, weights=weights, image_size=image_size, device=device,
     )  # fmt: skip
     policy = TokenPolicy.parse(tokens, per_image=per_image)
     first = store.estimate(

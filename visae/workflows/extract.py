@@ -6,7 +6,7 @@ from typing import Literal
 from visae import store
 from visae.launch import rank
 from visae.tokens import TokenPolicy
-from visae.workflows.collecting import Branch, Collect, ground
+from visae.workflows.collecting import Branch, Collect, Weights, ground
 
 
 def extract(
@@ -27,6 +27,7 @@ def extract(
     image_batch: int | None = None,
     workers: int = 2,
     pretrained: bool = True,
+    weights: Weights = "float32",
     image_size: tuple[int, int] | None = None,
     device: str = "auto",
 ) -> store.Store:
@@ -60,12 +61,13 @@ def extract(
         image_batch: images per forward pass, or made at a time; 64, of a pipeline 8 if not given.
         workers: threads that read and frame images.
         pretrained: trained weights; `--no-pretrained` builds the model with random ones.
+        weights: type of the model's weights; on a GPU, pipelines want `float16` or `bfloat16`.
         image_size: height and width of the input in pixels; the model's own if not given.
         device: `auto`, `cpu`, `cuda`, ...
     """
     on = ground(
         model, site, data, collect=collect, steps=steps, guidance=guidance, collect_steps=collect_steps, branch=branch,
-        image_batch=image_batch, pretrained=pretrained, image_size=image_size, device=device,
+        image_batch=image_batch, pretrained=pretrained, weights=weights, image_size=image_size, device=device,
     )  # fmt: skip
     policy = TokenPolicy.parse(tokens, per_image=per_image, seed=seed)
     ahead = store.estimate(

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from visae.data import load_data
 from visae.data.sample import ImageData
 from visae.model import AdaptedModel, load_model, vision
@@ -65,6 +67,7 @@ class Run:
             pretrained=self.config.get("pretrained", True),
             image_size=tuple(size) if size else None,
             device=device,
+            dtype=getattr(torch, self.config.get("weights", "float32")),
         )
 
     def pipeline(self, device: str = "cpu") -> AdaptedPipeline:
@@ -94,8 +97,6 @@ def other_split(world: str, part: str, images: int = 2000) -> str:
 
 def pick_device(device: str) -> str:
     """`auto` means the GPU where there is one."""
-    import torch
-
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -43,8 +43,9 @@ class Timeline:
 
 def timeline(
     run: Path,
-    prompts: str = "world:prompts?split=test&n=4",
+    prompts: str = "world:prompts?split=test",
     *,
+    n: int = 4,
     out: Path | None = None,
     latents: tuple[int, ...] = (),
     strongest: int = 4,
@@ -60,11 +61,12 @@ def timeline(
     each image are taken.
 
     Example:
-        visae timeline runs/sd "world:prompts?split=test&n=2" --latents 17 204
+        visae timeline runs/sd prompts.txt --n 2 --latents 17 204
 
     Args:
         run: folder of a run that was trained on a pipeline, see `visae train`.
         prompts: a file with a prompt a line, `world:prompts?n=8`, or an entry of `datasets_cfg/` with prompts.
+        n: at most so many of them.
         out: folder for the pictures; `timeline` in the run's folder if not given.
         latents: numbers of latents to draw.
         strongest: how many of each image's strongest latents to draw, where none are given.
@@ -84,6 +86,7 @@ def timeline(
         Site.from_dict(opened.card.site),
         prompts,
         Path(out) if out else opened.folder / "timeline",
+        n=n,
         latents=latents,
         strongest=strongest,
         steps=steps or known.get("steps"),
@@ -100,6 +103,7 @@ def draw(
     prompts: str | tuple[str, ...],
     out: Path,
     *,
+    n: int | None = None,
     latents: tuple[int, ...] = (),
     strongest: int = 4,
     steps: int | None = None,
@@ -115,6 +119,7 @@ def draw(
         site: of the denoiser.
         prompts: as `load_prompts` reads them.
         out: folder for the pictures and `timeline.json`.
+        n: at most so many of them; None takes all.
         latents: which; the strongest of each image if none are given.
         strongest: how many.
         steps: denoising steps.
@@ -123,7 +128,7 @@ def draw(
         ending: of the animated pictures, `.webp`, `.gif` or `.png`.
     """
     data = load_prompts(prompts)
-    wanted = [data[i] for i in range(len(data))]
+    wanted = [data[i] for i in range(len(data) if n is None else min(n, len(data)))]
     out.mkdir(parents=True, exist_ok=True)
     pipeline.pipe.set_progress_bar_config(disable=True)
     with tqdm(total=len(wanted), desc="timeline", unit="img") as bar:

@@ -8,7 +8,7 @@ from visae.sae import make_sae, save_sae
 from visae.store import ActivationSource, Loader
 from visae.tokens import TokenPolicy
 from visae.train import FREE, Processes, TrainConfig, Trainer, rows_per_step
-from visae.workflows.collecting import Branch, Collect, ground
+from visae.workflows.collecting import Branch, Collect, Weights, ground
 from visae.workflows.estimate import training_estimate
 from visae.workflows.extract import announce
 from visae.workflows.held_out import held_out_data, held_out_rows, measure
@@ -73,6 +73,7 @@ def train(
     image_batch: int | None = None,
     workers: int = 2,
     pretrained: bool = True,
+    weights: Weights = "float32",
     image_size: tuple[int, int] | None = None,
     device: str = "auto",
 ) -> Trained:
@@ -129,6 +130,7 @@ def train(
         image_batch: images per forward pass, or made at a time; 64, of a pipeline 8 if not given.
         workers: threads that read and frame images.
         pretrained: trained weights; `--no-pretrained` builds the model with random ones.
+        weights: type of the model's weights; on a GPU, pipelines want `float16` or `bfloat16`.
         image_size: height and width of the input in pixels; the model's own if not given.
         device: `auto`, `cpu`, `cuda`, ...
     """
@@ -143,7 +145,8 @@ def train(
         place = pick_device(device)
         on = ground(
             model, site, data, collect=collect, steps=steps, guidance=guidance, collect_steps=collect_steps,
-            branch=branch, image_batch=image_batch, pretrained=pretrained, image_size=image_size, device=place,
+            branch=branch, image_batch=image_batch, pretrained=pretrained, weights=weights,
+            image_size=image_size, device=place,
         )  # fmt: skip
         adapted, policy, folder = on.model, TokenPolicy.parse(tokens, per_image=per_image), run.folder
         chosen = kind_choices(kind, k, options)
