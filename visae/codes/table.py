@@ -269,12 +269,12 @@ class CodeTable:
         wanted = np.array([self._known(int(j)) for j in latents], np.int64)
         out = np.zeros((len(wanted), *self.geometry.grid), np.float32)
         latent, value, row = self._entries(item)
-        order = np.argsort(np.abs(value), kind="stable")
-        latent, value, row = latent[order], value[order], row[order]
-        y, x = np.asarray(self.array("y")[row]), np.asarray(self.array("x")[row])
         for i, j in enumerate(wanted):
-            hit = (latent == j) & (y >= 0)
-            out[i, y[hit], x[hit]] = value[hit]
+            mine = np.flatnonzero(latent == j)
+            mine = mine[np.argsort(np.abs(value[mine]), kind="stable")]
+            y, x = np.asarray(self.array("y")[row[mine]]), np.asarray(self.array("x")[row[mine]])
+            on = y >= 0
+            out[i, y[on], x[on]] = value[mine][on]
         return one_side(out, signs, self.signed)
 
     def strongest(self, item: int, n: int = 8) -> tuple[np.ndarray, np.ndarray]:
