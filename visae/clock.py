@@ -110,10 +110,9 @@ class StepClock:
         after: called with every `Step`, when the denoiser has run.
     """
 
-    def __init__(
-        self, pipe: Any, denoiser: str, images: int | None = None, after: Callable[[Step], None] | None = None
-    ):
-        self.pipe, self.denoiser, self.images, self.after = pipe, denoiser, images, after
+    def __init__(self, pipe: Any, denoiser: str, after: Callable[[Step], None] | None = None):
+        self.pipe, self.denoiser, self.after = pipe, denoiser, after
+        self.images: int | None = None
         self._encoded, self._context = 0, ""
         self.reset()
 
@@ -121,7 +120,6 @@ class StepClock:
         """Forgets the generation."""
         self._table: _Table | None = None
         self._now: Step | None = None
-        self._unit = 0
         self._layout: tuple[int, tuple[Branch, ...]] | None = None
 
     @property
@@ -150,6 +148,16 @@ class StepClock:
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextmanager
+    def making(self, images: int) -> Iterator[None]:
+        """A new generation, of so many images, lasts as long as this is entered."""
+        self.reset()
+        self.images = images
+        try:
+            yield
+        finally:
+            self.images = None
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = arguments(module, args, kwargs)

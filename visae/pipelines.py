@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -202,10 +202,8 @@ class AdaptedPipeline(Adapted):
             "width": width,
         }
         request = self._request(prompts, seeds, {name: v for name, v in given.items() if v is not None} | options)
-        if self._clock is not None:
-            self._clock.images = len(seeds)
-            self._clock.reset()
-        return self.pipe(**request).images
+        with nullcontext() if self._clock is None else self._clock.making(len(seeds)):
+            return self.pipe(**request).images
 
     @property
     def _takes(self) -> set[str]:

@@ -177,6 +177,17 @@ RAW = [  # pipeline, call without visae's help, branches of the first step's cal
 ]  # fmt: skip
 
 
+def test_a_plain_call_after_one_of_visae_is_labelled_by_its_own_batch(models):
+    model = models("dit")
+
+    def run():
+        model.generate([1, 2], [0, 1], steps=1, output_type="pt")
+        model.pipe([1], num_inference_steps=1, output_type="pt")
+
+    steps, _ = watched(model, run)
+    assert [s.branch for s in steps] == [("cond", "cond", "uncond", "uncond"), ("cond", "uncond")]
+
+
 @pytest.mark.parametrize(("name", "request_", "branches"), RAW, ids=[f"{n}-{i}" for i, (n, *_) in enumerate(RAW)])
 def test_a_plain_call_of_the_pipeline_is_labelled_too(models, name, request_, branches):
     model = models(name)
