@@ -90,7 +90,11 @@ class AdaptedPipeline(Adapted):
         """Moves the pipeline; its revision stays that of the weights as loaded."""
         if dtype is not None and dtype != self.dtype:
             _ = self.revision
-        self.pipe.to(*(place for place in (device, dtype) if place is not None))
+        modules = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
+        if all(p.dtype == dtype for module in modules for p in module.parameters() if p.is_floating_point()):
+            dtype = None  # diffusers warns of every cast, of one to the same type too
+        if device is not None or dtype is not None:
+            self.pipe.to(*(place for place in (device, dtype) if place is not None))
         return self
 
     @cached_property
