@@ -128,7 +128,7 @@ def tiny_sd() -> PipelineRecipe:
         decay=0.25,
         weight_decay=0.01,
         ema=0.998,
-        curriculum=(0.0, 0.0, 0.0, 0.0, 0.3, 0.375),
+        curriculum=(0.0, 0.0, 0.0, 0.0, 0.5, 0.6),
         classes={
             "pipeline": "StableDiffusionPipeline",
             "denoiser": "UNet2DConditionModel",
@@ -176,7 +176,7 @@ def tiny_dit() -> PipelineRecipe:
         decay=0.25,
         weight_decay=0.01,
         ema=0.998,
-        curriculum=(0.0, 0.0, 0.0, 0.0, 0.3, 0.375),
+        curriculum=(0.0, 0.0, 0.0, 0.0, 0.5, 0.6),
         trained=("transformer", "text_encoder"),
         classes={
             "pipeline": "PixArtAlphaPipeline",
