@@ -341,3 +341,30 @@ def test_what_is_not_shipped_says_so(tmp_path: Path) -> None:
         models.pipeline("tiny-ds")
     with pytest.raises(FileNotFoundError, match=r"python -m visae\.world\.train tiny-dit"):
         models.pipeline("tiny-dit", tmp_path)
+
+
+SHIPPED = [name for name in models.PIPELINES if (models.folder(name) / "model_index.json").exists()]
+
+
+def test_all_that_ships_is_small() -> None:
+    def size(folder: Path) -> int:
+        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+    assert sum(size(models.folder(name)) for name in SHIPPED) < 25e6
+    assert size(Path(models.__file__).parent) < 40e6
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_pipeline_is_what_its_card_says(name: str) -> None:
+    recipe, card = PIPELINE_RECIPES[name](), models.card(name)
+    pipe = DiffusionPipeline.from_pretrained(models.folder(name))
+    assert type(pipe).__name__ == recipe.classes["pipeline"]
+    networks = {key: part for key, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    assert card["parameters"] == {key: sum(p.numel() for p in part.parameters()) for key, part in networks.items()}
+    assert card["trained_on"]["withheld"] == [" ".join(combination) for combination in withheld_combinations()]
+    assert {"metrics", "evaluated_on", "evaluation_command", "recipe", "step", "finished"} <= set(card)
+    measured = evaluate_pipeline(pipe, 24, recipe.guidance, **recipe.call)
+    for metric in ("shape", "style", "colour", "background"):
+        claimed = card["metrics"][metric]
+        # Three standard errors of 24 pictures, and one picture of slack.
+        assert measured[metric] >= claimed - 3 * (claimed * (1 - claimed) / 24) ** 0.5 - 1 / 24, metric
