@@ -47,7 +47,7 @@ class Drawn:
 
     def group_of(self, index: int) -> str | None:
         """Group of a prompt."""
-        return self.prompts.group_of(index)
+        return self.prompts[index].group
 
     def pictures(self) -> list[Image.Image]:
         """All images."""

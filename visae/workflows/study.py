@@ -189,11 +189,11 @@ def _source(
     return store.extract(model, site, data, folder, policy=policy, dtype="float32", batch=batch, workers=workers)
 
 
-def _has_regions(data: ImageData) -> bool:
+def _has_regions(data: ImageData | PromptData) -> bool:
     """Whether the first image that can be read has regions."""
     for item in range(len(data)):
         try:
-            return data[item].regions is not None
+            return getattr(data[item], "regions", None) is not None
         except UnreadableImage:
             continue
     return False

@@ -134,7 +134,8 @@ def draw(
     with tqdm(total=len(wanted), desc="timeline", unit="img") as bar:
         texts, seeds = [p.text for p in wanted], [p.seed for p in wanted]
         courses = watch(pipeline, sae, site, texts, seeds, steps=steps, guidance=guidance, after=bar.update)
-    files, drawn = [], dict.fromkeys(latents)
+    files: list[Path] = []
+    drawn = dict.fromkeys(latents)
     for number, course in enumerate(courses):
         own = list(latents) or course.strongest(strongest)
         drawn |= dict.fromkeys(own)
