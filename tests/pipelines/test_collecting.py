@@ -310,6 +310,22 @@ def test_a_code_table_knows_step_noise_level_and_branch_of_every_token(sd, tmp_p
     np.testing.assert_allclose(table.grid(1, latent), mine[1].detach().numpy(), rtol=1e-6)
 
 
+def test_a_code_table_of_a_dictionary_that_follows_the_noise_level_is_told_it(sd, tmp_path):
+    stream = Stream(sd, SITE, load_prompts(TEXTS[:2]), dtype="float32", sampling=Sampling(steps=2))
+    (chunk,) = stream.chunks()
+    sae = make_sae("temporal", stream.d, 32, k=3)
+    rows = Rows(chunk.rows, {"sigma": chunk.sigma})
+    initialise(sae, rows)
+    with torch.no_grad():
+        sae.modulation.second.bias.normal_()
+    table = CodeTable.build(sae.eval(), stream, tmp_path / "codes", progress=False)
+    codes = sae.encode(chunk.rows, sigma=chunk.sigma)
+    latent, value = np.asarray(table.array("latent")), np.asarray(table.array("value"))
+    keep = (codes.indices >= 0) & (codes.values != 0)
+    assert np.array_equal(latent, codes.indices[keep].numpy())
+    np.testing.assert_allclose(value, codes.values[keep].detach().numpy(), rtol=1e-5)
+
+
 def test_the_benchmark_of_a_pipeline_times_bare_generation_collecting_and_an_identity_edit(sd, monkeypatch):
     from visae.store import bench_generate as bench
 

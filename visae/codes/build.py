@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from visae.codes.arrays import ArrayFile, ArrayWriter, write_array
 from visae.codes.columns import per_latent, transpose
 from visae.data.sample import FactorTable, Labels
+from visae.sae.side import unpack
 from visae.tokens import KINDS
 
 TIMED = {"step": "i2", "sigma": "f4", "branch": "i1"}
@@ -96,11 +97,13 @@ def build(sae: Encoder, source: TokenSource, out: Path, kinds: tuple[str, ...] |
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     pass_ = _Pass(partial, sae.n_latents)
-    device = sae.mean.device
+    device, needs = sae.mean.device, getattr(sae, "needs_to_encode", ())
     bar = tqdm(total=source.n_rows, unit="token", unit_scale=True, desc="codes", disable=not progress)
     with torch.inference_mode(), bar:
         for chunk in source.chunks():
-            codes = sae.encode(torch.as_tensor(chunk.rows).to(device))
+            its = unpack(chunk, needs, who="this dictionary")[1] if needs else {}
+            side = {name: torch.as_tensor(value).to(device) for name, value in its.items()}
+            codes = cast(Any, sae).encode(torch.as_tensor(chunk.rows).to(device), **side)
             pass_.add(chunk, codes.indices.cpu().numpy(), codes.values.float().cpu().numpy())
             bar.update(len(chunk.rows))
     keys, labels = list(source.keys), list(source.item_labels)
