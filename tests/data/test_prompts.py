@@ -116,6 +116,7 @@ def test_captions_of_the_world_know_what_they_ask_for_and_no_text_is_in_two_part
     assert len(again) == 12
     assert [again[i].seed for i in range(12)] == list(range(9, 21))
     assert again[0].text == again[1].text != again[2].text
+    assert again.group_of(0) == again.group_of(1) != again.group_of(2)
     with pytest.raises(IndexError, match="prompts 0 to 11, got 12"):
         again[12]
     with pytest.raises(UnknownName, match="Did you mean 'validation'"):

@@ -278,6 +278,9 @@ def test_an_exception_in_the_middle_of_a_generation_leaves_nothing_behind(sd):
         def __getitem__(self, index):
             return Prompt("a star", index, f"{index}")
 
+        def group_of(self, index):
+            return None
+
     def fail(*_):
         raise ArithmeticError("in the middle")
 

@@ -101,3 +101,7 @@ class PromptData(Data, Protocol):
     """A set of prompts, each with the seed of its image."""
 
     def __getitem__(self, index: int) -> Prompt: ...
+
+    def group_of(self, index: int) -> str | None:
+        """What must not be split over train and test, of a prompt."""
+        ...

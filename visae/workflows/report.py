@@ -133,9 +133,11 @@ def notes(run: Run, found: Study) -> Sequence[str]:
             "The model has random weights: this page shows that everything runs, not what a trained model sees."
         )
     if not found.validation.factors:
-        told.append("The prompts have no labels, so no latent is named; a table of prompts can bring them."
+        told.append(
+            "The prompts have no labels, so no latent is named; a table of prompts can bring them."
             if card.sampling
-            else "The images have no labels, so no latent is named; sub-folders would be taken as labels.")
+            else "The images have no labels, so no latent is named; sub-folders would be taken as labels."
+        )
     elif card.sampling:
         told.append("The images are those that the pipeline makes; their labels are what the prompts ask for.")
     elif found.test_data.name == card.data.get("name") or "split" in found.test_data.name:

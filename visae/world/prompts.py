@@ -59,6 +59,10 @@ class WorldPrompts:
         key = f"world/{self.world.split}/{self.world.seed}/{index}"
         return Prompt(caption.text, self.seed + index, key, stated(caption, self.factors), caption.text)
 
+    def group_of(self, index: int) -> str | None:
+        """Group of a prompt: its text."""
+        return self[index].group
+
 
 def stated(caption: Caption, factors: FactorTable) -> Labels:
     """Factor -> values that a caption asks for; factors that it leaves open are missing."""
