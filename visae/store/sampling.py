@@ -1,7 +1,7 @@
 """How tokens are collected from a pipeline: what the user asks for, and what a pipeline makes of it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -108,10 +108,6 @@ class Collection:
         steps = tuple(dict.fromkeys(slot.step for slot in self.slots)) if self.timed else ()
         branch: Any = self.branch
         return Sampling(self.mode, self.steps, self.guidance, self.negative, steps, branch, self.options)
-
-    def windowed(self, steps: range) -> "Collection":
-        """The same with only some of its steps."""
-        return replace(self, slots=tuple(slot for slot in self.slots if slot.step in steps))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; what is not a number is null."""
