@@ -103,12 +103,6 @@ class Collection:
         given = {"steps": self.steps, "guidance": self.guidance, "negative": self.negative}
         return {name: value for name, value in given.items() if value is not None} | self.options
 
-    def sampling(self) -> Sampling:
-        """What asks for this again, of another pipeline or on other prompts."""
-        steps = tuple(dict.fromkeys(slot.step for slot in self.slots)) if self.timed else ()
-        branch: Any = self.branch
-        return Sampling(self.mode, self.steps, self.guidance, self.negative, steps, branch, self.options)
-
     def to_dict(self) -> dict[str, Any]:
         """JSON form; what is not a number is null."""
         slots = [{k: None if v != v else v for k, v in asdict(slot).items()} for slot in self.slots]
