@@ -53,7 +53,7 @@ class PipelineRecipe(Schedule):
     dropout: float = 0.1
     focus: float = 0.7
     ground: float = 0.25
-    guidance: float = 3.0
+    guidance: float = 4.0
 
 
 def autoencoder() -> AutoencoderRecipe:

@@ -57,21 +57,30 @@ def pipeline(recipe: PipelineRecipe, parts: dict[str, Any], vae: Any) -> Any:
 
 
 def write_pipeline(pipe: Any, target: Path) -> None:
-    """Write a pipeline as a folder of fp16 files; a kill leaves the old folder or the new one.
+    """Write a pipeline as a folder of fp16 files; a kill leaves the old folder, at worst with `.old` after its name.
 
     The weights of the pipeline are rounded on the way, and are fp32 again afterwards.
     """
     networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    part = target.with_name(target.name + ".part")
+    part, old = (target.with_name(target.name + suffix) for suffix in (".part", ".old"))
     shutil.rmtree(part, ignore_errors=True)
     for network in networks:
         network.half()
     pipe.save_pretrained(part)
     for network in networks:
         network.float()
-    for config in part.glob("text_encoder*/config.json"):
-        # transformers loads a network in the type its file names, diffusers in fp32 unless told otherwise: two halves
-        # of a pipeline must not differ.
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
-    shutil.rmtree(target, ignore_errors=True)
+    for file in part.glob("*/config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)  # where it lay on this machine
+        if "dtype" in config:
+            # transformers loads a network in the type that its file names, diffusers in fp32 unless told otherwise:
+            # two halves of a pipeline must not differ.
+            config["dtype"] = "float32"
+        file.write_text(json.dumps(config, indent=2) + "\n")
+    for weights in part.glob("*/*.safetensors"):
+        weights.chmod(0o644)  # safetensors writes for the owner only
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
     part.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

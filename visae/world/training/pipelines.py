@@ -1,6 +1,7 @@
 """Trains a text-to-image pipeline from drawn images to a folder that `from_pretrained` reads."""
 
 import json
+import tempfile
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -94,7 +95,8 @@ def export_pipeline(
     Returns:
         The metrics.
     """
-    parts = components(recipe, target.parent / f"{recipe.name}.tokenizer")
+    with tempfile.TemporaryDirectory() as folder:
+        parts = components(recipe, Path(folder))
     torch.nn.ModuleDict({name: parts[name] for name in recipe.trained}).load_state_dict(state)
     pipe = pipeline(recipe, parts, vae)
     write_pipeline(pipe, target)
