@@ -53,6 +53,7 @@ def _pipeline(request: Request) -> AdaptedPipeline:
             f"make them with: python -m visae.world.train {request.name}"
         )
     adapted = diffusers_pipeline(replace(request, name=str(Path(str(folder)))))
+    assert isinstance(adapted, AdaptedPipeline)
     adapted.id = f"visae:{request.name}"
     return adapted
 
