@@ -69,7 +69,7 @@ HEAD = ["site", "FVU, mean over sigma", "worst bin", "L0", "dead", "judge agrees
 def demo_diffusion(
     out: Path = Path("visae-demo-diffusion"), *, prompts: int = 300, passes: float = 4, test: int = 64, seed: int = 0
 ) -> Demo:
-    """See what a sparse autoencoder finds in a text-to-image model while it draws: eight minutes, no network.
+    """See what a sparse autoencoder finds in a text-to-image model while it draws, offline.
 
     Trains a dictionary on the steps of a small Stable Diffusion that ships with visae, measures each noise level, draws
     the same pictures through its reconstructions, shows when and where the latents of shapes and styles fire while the
