@@ -1,6 +1,7 @@
-"""How a pipeline calls its parts, seen in a run that stops where the denoiser would start."""
+"""How a pipeline calls its parts, seen in a run that stops where the denoiser would start; and how runs are stopped."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +31,24 @@ class FirstCall:
         return FirstCall(_mapped("", self.arguments, change))
 
 
-class _Reached(BaseException):
-    """The denoiser is about to run; no pipeline handles this one as an error of its own."""
+class Stopped(BaseException):
+    """Ends a generation of which no more is needed; no pipeline handles this one as an error of its own."""
+
+
+@contextmanager
+def quiet(pipe: Any) -> Iterator[None]:
+    """Runs a pipeline without its progress bar; a run that was stopped ends here, its offloaded parts put away."""
+    bar = vars(pipe).get("_progress_bar_config")
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        yield
+    except Stopped:
+        pipe.maybe_free_model_hooks()
+    finally:
+        if bar is None:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = bar
 
 
 def first_calls(pipe: Any, names: Sequence[str], denoiser: str, request: dict[str, Any]) -> dict[str, FirstCall]:
@@ -51,7 +68,7 @@ def first_calls(pipe: Any, names: Sequence[str], denoiser: str, request: dict[st
     def note(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.setdefault(name, FirstCall(arguments(module, args, kwargs)))
         if name == denoiser:
-            raise _Reached
+            raise Stopped
 
     handles = [
         getattr(pipe, name).register_forward_pre_hook(
@@ -59,22 +76,17 @@ def first_calls(pipe: Any, names: Sequence[str], denoiser: str, request: dict[st
         )
         for name in names
     ]
-    bar = vars(pipe).get("_progress_bar_config")
     try:
-        pipe.set_progress_bar_config(disable=True)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), quiet(pipe):
             pipe(**request)
-    except _Reached:
-        return seen
     finally:
         for handle in handles:
             handle.remove()
-        if bar is None:
-            del pipe._progress_bar_config
-        else:
-            pipe._progress_bar_config = bar
-        pipe.maybe_free_model_hooks()
-    raise RuntimeError(f"{type(pipe).__name__} made an image without calling {denoiser}: its sites cannot be traced")
+    if denoiser not in seen:
+        raise RuntimeError(
+            f"{type(pipe).__name__} made an image without calling {denoiser}: its sites cannot be traced"
+        )
+    return seen
 
 
 def _mapped(name: str, value: Any, change: Callable[[str, Tensor], Tensor]) -> Any:

@@ -264,7 +264,7 @@ def vision(model: "AdaptedModel | AdaptedPipeline") -> AdaptedModel:
     return model
 
 
-def pipeline(model: "AdaptedModel | AdaptedPipeline") -> "AdaptedPipeline":
+def drawing(model: "AdaptedModel | AdaptedPipeline") -> "AdaptedPipeline":
     """The same model, for a job that needs a pipeline that makes images.
 
     Raises:

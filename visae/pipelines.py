@@ -182,8 +182,8 @@ class AdaptedPipeline(Adapted):
         """Images of prompts by the pipeline itself; an image depends on its prompt and seed, not on its batch.
 
         Args:
-            prompts: texts, or numbers of classes where the pipeline makes images of classes; where it makes images of
-                nothing, only how many there are matters.
+            prompts: texts, or numbers of classes, also as texts, where the pipeline makes images of classes; where it
+                makes images of nothing, only how many there are matters.
             seeds: one for every image: as many as prompts, times `num_images_per_prompt` where that is given.
             steps: denoising steps; None takes the pipeline's default.
             guidance: guidance scale; None takes the pipeline's default.
@@ -238,5 +238,12 @@ class AdaptedPipeline(Adapted):
             raise ValueError(f"{type(self.pipe).__name__} does not take {', '.join(sorted(unknown))}")
         named = next((name for name in ("prompt", "class_labels") if name in takes), None)
         asked: dict[str, Any] = {"batch_size": len(prompts)} if named is None else {named: list(prompts)}
+        if named == "class_labels":
+            asked = {named: [self._class_number(prompt) for prompt in prompts]}
         generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
         return {**sized, **given, **asked, "generator": generators}
+
+    def _class_number(self, prompt: Any) -> int:
+        if not str(prompt).isdigit():
+            raise ValueError(f"{type(self.pipe).__name__} makes images of numbered classes; {prompt!r} is not a number")
+        return int(prompt)

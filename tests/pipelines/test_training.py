@@ -46,7 +46,7 @@ def options(place, **more):
 @pytest.fixture(scope="module")
 def made(place):
     schemes = Schemes(validate_every=8)
-    return train(place / "run", kind="temporal", stream=True, schemes=schemes, checkpoint_every=8, **options(place))
+    return train(place / "run", kind="temporal", schemes=schemes, checkpoint_every=8, **options(place))
 
 
 def test_the_card_says_how_the_pipeline_ran_and_on_which_prompts(made, place):
@@ -76,7 +76,7 @@ def test_metrics_come_per_noise_level_and_branch_of_prompts_never_trained_on(mad
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(made, place, monkeypatch):
-    schemes, more = Schemes(validate_every=8), {"kind": "temporal", "stream": True, "checkpoint_every": 8}
+    schemes, more = Schemes(validate_every=8), {"kind": "temporal", "checkpoint_every": 8}
     steps = []
 
     def stop(_trainer, *_args, **_kwargs):
@@ -100,8 +100,20 @@ def test_a_store_made_first_trains_as_a_stream_does(place):
     costs = estimate(**{name: value for name, value in same.items() if name != "workers"})
     store = extract(place / "acts", **own)
     assert store.n_rows == costs.extraction.rows
+    assert "streamed (on disk, with --shards, " in str(costs)
     made = train(place / "from-store", activations=place / "acts", **same)
     assert made.run.card.sampling["slots"] == [dict(slot) for slot in store.meta.to_dict()["collected"]["slots"]]
+
+
+def test_a_pipeline_streams_once_and_its_shards_are_read_often(place):
+    given = {name: value for name, value in options(place).items() if name != "passes"}
+    streamed = train(place / "streamed", **given).run
+    stored = train(place / "stored", shards=True, **given).run
+    rows = [run.card.training["config"]["tokens"] for run in (streamed, stored)]
+    assert rows[1] == 8 * rows[0]
+    assert [(run.folder / "activations").exists() for run in (streamed, stored)] == [False, True]
+    with pytest.raises(ValueError, match="not both"):
+        train(place / "both", stream=True, shards=True, **given)
 
 
 def test_another_scale_of_noise_or_another_pipeline_is_refused(made, place):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from visae.clock import Branch, Step
 from visae.emerging import Moment, decoded, emerging
+from visae.first_calls import quiet
 from visae.geometry import Geometry
 from visae.pipelines import AdaptedPipeline
 from visae.sae import Codes, Dictionary
@@ -128,7 +129,7 @@ def watch(
     geometry = pipeline.geometry(found)
     height, width = pipeline.framing.input_hw
     for prompt, seed in zip(prompts, seeds, strict=True):
-        with tap(pipeline, found) as taken, emerging(pipeline.pipe) as moments:
+        with quiet(pipeline.pipe), tap(pipeline, found) as taken, emerging(pipeline.pipe) as moments:
             watching = _Watch(sae, found, taken, branch)
             with pipeline.clock(watching):
                 pipeline.generate([prompt], [seed], steps=steps, guidance=guidance, output_type="latent")

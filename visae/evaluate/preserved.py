@@ -29,11 +29,11 @@ from visae.data.sample import Prompt
 from visae.emerging import decoded
 from visae.evaluate.blocks import Judge
 from visae.evaluate.pictures import DISTANCES
+from visae.first_calls import quiet
 from visae.pipelines import AdaptedPipeline
 from visae.sae import Dictionary
 from visae.sites import Site
 from visae.store.noising import Denoiser, noised
-from visae.store.probing import prompt_for, quiet
 from visae.store.sampling import Collection
 from visae.taps import tap
 
@@ -202,7 +202,7 @@ def preserved(
     place, found = pipeline.site(site), Preserved(list(prompts))
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
-        texts, seeds = [prompt_for(pipeline, one.text) for one in part], [one.seed for one in part]
+        texts, seeds = [one.text for one in part], [one.seed for one in part]
         plain = _latents(pipeline, texts, seeds, collected)
         with (
             pipeline.clock() as clock,

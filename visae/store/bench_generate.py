@@ -8,11 +8,11 @@ import torch
 from tqdm.auto import tqdm
 
 from visae.data.prompts import load_prompts
+from visae.first_calls import quiet
 from visae.pipelines import AdaptedPipeline
 from visae.sites import Site
 from visae.store.batches import split_into
 from visae.store.making import Making, making
-from visae.store.probing import prompt_for, quiet
 from visae.store.sampling import Sampling
 from visae.store.timing import Seconds, take_turns
 from visae.taps import tap
@@ -76,7 +76,7 @@ def _bare(model: AdaptedPipeline, made: Making, batch: int) -> None:
     known = made.meta.collected
     assert known is not None
     for part in made.reader.batches(split_into(range(made.meta.n_items), batch), workers=0):
-        texts = [prompt_for(model, prompt.text) for prompt in part.prompts]
+        texts = [prompt.text for prompt in part.prompts]
         with torch.no_grad(), quiet(model.pipe):
             options = {"output_type": "latent"} | known.arguments()
             model.generate(texts, [prompt.seed for prompt in part.prompts], **options)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from visae.clock import CODES, Step
+from visae.first_calls import Stopped, quiet
 from visae.pipelines import AdaptedPipeline
 from visae.sites import Site
 from visae.store.batches import Batch
 from visae.store.forward import Pending, pick, sent
 from visae.store.meta import DTYPES
-from visae.store.probing import Stopped, prompt_for, quiet
 from visae.store.sampling import Collection
 from visae.taps import tap
 
@@ -149,7 +149,7 @@ class Generations(Collecting):
 
     def _work(self, batch: Batch) -> None:
         self._steps, self._times = [], []
-        prompts = [prompt_for(self._model, prompt.text) for prompt in batch.prompts]
+        prompts = [prompt.text for prompt in batch.prompts]
         options: dict[str, Any] = {"output_type": "latent"} | self._collected.arguments()
         self._model.generate(prompts, [prompt.seed for prompt in batch.prompts], **options)
 
@@ -177,7 +177,7 @@ class Texts(Collecting):
         self._tap.callback(handle.remove)
 
     def _work(self, batch: Batch) -> None:
-        prompts = [prompt_for(self._model, prompt.text) for prompt in batch.prompts]
+        prompts = [prompt.text for prompt in batch.prompts]
         self._model.generate(prompts, [prompt.seed for prompt in batch.prompts], **self._collected.arguments())
 
     def _encoded(self, _module: nn.Module, _args: Any, _out: Any) -> None:

@@ -6,13 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visae.clock import CODES, Step, noise_scale
-from visae.first_calls import FirstCall
+from visae.clock import CODES, noise_scale
 from visae.pipelines import AdaptedPipeline
-from visae.readings import arguments
 from visae.store.batches import Batch
 from visae.store.generating import Collecting, rows_of
-from visae.store.probing import Stopped, prompt_for, quiet
+from visae.store.probing import first_call
 
 
 def encoded(pipe: Any, pixels: Tensor) -> Tensor:
@@ -49,21 +47,7 @@ class Denoiser:
     def __init__(self, model: AdaptedPipeline, prompts: Sequence[Any], seeds: Sequence[int], given: dict[str, Any]):
         self.model, self.seeds = model, list(seeds)
         self._module: nn.Module = getattr(model.pipe, model.denoiser.name)
-        caught: list[FirstCall] = []
-
-        def stop(module: nn.Module, args: Any, kwargs: Any) -> None:
-            caught.append(FirstCall(arguments(module, args, kwargs)))
-            raise Stopped
-
-        with model.clock() as clock:
-            handle = self._module.register_forward_pre_hook(stop, with_kwargs=True)
-            try:
-                with quiet(model.pipe):
-                    model.generate(prompts, seeds, **given)
-            finally:
-                handle.remove()
-            self.step: Step = clock.now
-        self._call = caught[0]
+        self.step, self._call = first_call(model, prompts, seeds, given)
         self._sample = self._call.tensors[0]
         time = self._call.arguments["timestep"]
         self._time = time if isinstance(time, Tensor) else None
@@ -117,7 +101,7 @@ class Noised(Collecting):
 
     def _work(self, batch: Batch) -> None:
         collected, model = self._collected, self._model
-        prompts = [prompt_for(model, prompt.text) for prompt in batch.prompts]
+        prompts = [prompt.text for prompt in batch.prompts]
         denoiser = Denoiser(model, prompts, [prompt.seed for prompt in batch.prompts], collected.arguments())
         clean = encoded(model.pipe, batch.pixels)
         scale, n = noise_scale(model.pipe.scheduler), len(prompts)

@@ -1,8 +1,7 @@
-"""What a pipeline makes of a `Sampling`, seen in a run that stops before the denoiser; and how runs are stopped."""
+"""What a pipeline makes of a `Sampling`, seen in a run that stops before the denoiser."""
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -11,7 +10,9 @@ import torch
 from torch import nn
 
 from visae.clock import CODES, Branch, Step, noise_level, noise_scale
+from visae.first_calls import FirstCall, Stopped, quiet
 from visae.pipelines import AdaptedPipeline
+from visae.readings import arguments
 from visae.sites import Site
 from visae.store.sampling import Collection, Sampling, Slot
 
@@ -29,7 +30,8 @@ def collection(model: AdaptedPipeline, site: Site, sampling: Sampling) -> Collec
     own = ("num_inference_steps", "guidance_scale")
     options = {name: value for name, value in {**model.options, **sampling.options}.items() if name not in own}
     known = {"steps": steps, "guidance": guidance, "negative": sampling.negative}
-    first = first_step(model, {name: value for name, value in known.items() if value is not None} | options)
+    given = {name: value for name, value in known.items() if value is not None} | options
+    first, _ = first_call(model, ["0"], [0], given)
     timesteps = list(dict.fromkeys(np.asarray(pipe.scheduler.timesteps.detach().cpu(), np.float64).tolist()))
     wanted = _steps(sampling, len(timesteps))
     codes = _branches(sampling, first)
@@ -52,47 +54,25 @@ def collection(model: AdaptedPipeline, site: Site, sampling: Sampling) -> Collec
     )
 
 
-class Stopped(BaseException):
-    """Ends a generation of which no more is needed; no pipeline handles this one as an error of its own."""
-
-
-@contextmanager
-def quiet(pipe: Any) -> Iterator[None]:
-    """Runs a pipeline without its progress bar; a run that was stopped ends here, its offloaded parts put away."""
-    bar = getattr(pipe, "_progress_bar_config", None)
-    pipe.set_progress_bar_config(disable=True)
-    try:
-        yield
-    except Stopped:
-        pipe.maybe_free_model_hooks()
-    finally:
-        pipe._progress_bar_config = bar or {}
-
-
-def first_step(model: AdaptedPipeline, arguments: Mapping[str, Any]) -> Step:
+def first_call(
+    model: AdaptedPipeline, prompts: Sequence[Any], seeds: Sequence[int], given: Mapping[str, Any]
+) -> tuple[Step, FirstCall]:
     """The first call of the denoiser in a run with these arguments of `generate`, which ends there."""
+    caught: list[FirstCall] = []
 
-    def stop(*_: Any) -> None:
+    def stop(module: nn.Module, args: Any, kwargs: Any) -> None:
+        caught.append(FirstCall(arguments(module, args, kwargs)))
         raise Stopped
 
     denoiser: nn.Module = getattr(model.pipe, model.denoiser.name)
     with model.clock() as clock:
-        handle = denoiser.register_forward_pre_hook(stop)
+        handle = denoiser.register_forward_pre_hook(stop, with_kwargs=True)
         try:
             with quiet(model.pipe):
-                model.generate([prompt_for(model, "0")], [0], **arguments)
+                model.generate(prompts, seeds, **given)
         finally:
             handle.remove()
-        return clock.now
-
-
-def prompt_for(model: AdaptedPipeline, text: str) -> Any:
-    """A prompt as the pipeline takes it: a text, or the number of a class."""
-    if "prompt" in inspect.signature(type(model.pipe).__call__).parameters:
-        return text
-    if not text.isdigit():
-        raise ValueError(f"{type(model.pipe).__name__} makes images of numbered classes; {text!r} is not a number")
-    return int(text)
+        return clock.now, caught[0]
 
 
 def _check_site(model: AdaptedPipeline, site: Site, sampling: Sampling) -> None:

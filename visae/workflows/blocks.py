@@ -13,9 +13,9 @@ from tqdm.auto import tqdm
 from visae.data.prompts import load_prompts
 from visae.evaluate.blocks import Judge, Role, block_roles, block_sites
 from visae.evaluate.pictures import DISTANCES
+from visae.first_calls import quiet
 from visae.json_files import write_json
-from visae.model import load_model
-from visae.model import pipeline as makes_images
+from visae.model import drawing, load_model
 from visae.show import grid_figure
 from visae.store.estimate import duration
 from visae.workflows.collecting import Weights
@@ -95,8 +95,7 @@ def blocks(
         device: `auto`, `cpu`, `cuda`, ...
     """
     dtype = getattr(torch, weights)
-    pipeline = makes_images(load_model(model, pretrained=pretrained, device=pick_device(device), dtype=dtype))
-    pipeline.pipe.set_progress_bar_config(disable=True)
+    pipeline = drawing(load_model(model, pretrained=pretrained, device=pick_device(device), dtype=dtype))
     data = load_prompts(prompts)
     wanted = [data[i] for i in range(min(n, len(data)))]
     found = [pipeline.site(name) for name in sites] or block_sites(pipeline)
@@ -107,7 +106,8 @@ def blocks(
         for start in range(0, len(wanted), batch):
             part = wanted[start : start + batch]
             texts, seeds = [p.text for p in part], [p.seed for p in part]
-            made += pipeline.generate(texts, seeds, steps=steps, guidance=guidance, output_type="pil")
+            with quiet(pipeline.pipe):
+                made += pipeline.generate(texts, seeds, steps=steps, guidance=guidance, output_type="pil")
         took.append(time.perf_counter() - begun)
         if len(took) == 1:
             announce(f"blocks: {len(wanted)} pictures without each of {len(found)} blocks, "

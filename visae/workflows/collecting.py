@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -17,6 +18,8 @@ from visae.workflows.run import pick_device
 IMAGES = "world:train?n=4000&objects=1"
 PROMPTS = "world:prompts?n=400&objects=1"
 """What is trained on where nothing is named."""
+PASSES, PASSES_MADE = 8, 1
+"""Over stored or seen images, and over images that are made on the way, where nothing is said."""
 
 Collect = Literal["generate", "noise", "text"]
 Weights = Literal["float32", "float16", "bfloat16"]
@@ -38,6 +41,21 @@ class Ground:
     data: ImageData | PromptData
     collected: Collection | None
     batch: int
+
+    def streams(self, stream: bool, shards: bool, activations: Path | None) -> bool:
+        """Whether activations are computed while training: asked for, or made by a pipeline and not kept as shards.
+
+        Raises:
+            ValueError: if both are asked for.
+        """
+        if stream and shards:
+            raise ValueError("give stream (activations are not stored) or shards (they are), not both")
+        return stream or (self.collected is not None and not shards and activations is None)
+
+    def passes(self, passes: float | None, shards: bool, activations: Path | None) -> float:
+        """Passes over the data where none are given: a pipeline that streams makes every image anew in each."""
+        made = self.collected is not None and self.streams(False, shards, activations)
+        return passes if passes is not None else PASSES_MADE if made else PASSES
 
 
 def ground(

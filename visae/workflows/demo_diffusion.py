@@ -16,7 +16,7 @@ from visae.workflows.demo import Demo
 from visae.workflows.drawn import Drawn
 from visae.workflows.preserved import Preserved, preserved
 from visae.workflows.report import look, save_selections, write_page
-from visae.workflows.run import Run
+from visae.workflows.run import Run, pick_device
 from visae.workflows.study import Study
 from visae.workflows.table import text_table
 from visae.workflows.timeline import draw_course, when
@@ -33,10 +33,9 @@ RECIPE: dict[str, Any] = {
     "expansion": 16,
     "k": 32,
     "steps": 20,
-    "guidance": 3.0,
+    "guidance": 4.0,
     "batch": 2048,
     "image_batch": 16,
-    "stream": True,
 }
 """What the demo trains; everything else is `visae train`'s default."""
 
@@ -67,7 +66,7 @@ HEAD = ["site", "FVU, mean over sigma", "worst bin", "L0", "dead", "judge agrees
 
 
 def demo_diffusion(
-    out: Path = Path("visae-demo-diffusion"), *, prompts: int = 300, passes: float = 4, test: int = 64, seed: int = 0
+    out: Path = Path("visae-demo-diffusion"), *, prompts: int = 800, passes: float = 1, test: int = 64, seed: int = 0
 ) -> Demo:
     """See what a sparse autoencoder finds in a text-to-image model while it draws, offline.
 
@@ -144,8 +143,8 @@ def same_pictures(places: Sequence[Place]) -> Section:
 
 def over_time(run: Run, found: Study, out: Path) -> Section:
     """Strips and moving pictures for the best told shapes and styles."""
-    pipeline = run.pipeline()
-    sae, known = run.sae(pipeline), run.card.sampling
+    pipeline = run.pipeline(pick_device("auto"))
+    sae, known = run.sae(pipeline).to(pipeline.device), run.card.sampling
     drawn, pictures, rows = found.test_data, [], []
     assert isinstance(drawn, Drawn)
     for concept in chosen(found.concepts):

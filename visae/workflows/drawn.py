@@ -8,12 +8,13 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from visae.data.sample import FactorTable, PromptData, Sample
+from visae.first_calls import quiet
 from visae.pipelines import AdaptedPipeline
 from visae.store import Collection
 
 
 class Drawn:
-    """Images of prompts, each from its own seed, made once and kept as PNG.
+    """Images of prompts, each from its own seed, made when the first is looked at and kept as PNG.
 
     Args:
         pipeline: that makes them.
@@ -34,13 +35,15 @@ class Drawn:
         self.prompts, self.folder = prompts, Path(folder)
         self.name, self.fingerprint = prompts.name, prompts.fingerprint
         self.factors: FactorTable = prompts.factors
-        self._make(pipeline, collected, batch)
+        self._pipeline, self._collected, self._batch = pipeline, collected, batch
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __getitem__(self, index: int) -> Sample:
         one = self.prompts[index]
+        if not self._file(index).is_file():
+            self._make()
         with Image.open(self._file(index)) as kept:
             image = kept.convert("RGB")
         return Sample(image, one.key, labels=one.labels, captions=(one.text,), group=one.group)
@@ -49,21 +52,19 @@ class Drawn:
         """Group of a prompt."""
         return self.prompts[index].group
 
-    def pictures(self) -> list[Image.Image]:
-        """All images."""
-        return [self[index].image for index in range(len(self))]
-
     def _file(self, index: int) -> Path:
         return self.folder / f"{index:05d}.png"
 
-    def _make(self, pipeline: AdaptedPipeline, collected: Collection, batch: int) -> None:
+    def _make(self) -> None:
+        """All images that are missing."""
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [i for i in range(len(self)) if not self._file(i).is_file()]
-        parts = [missing[i : i + batch] for i in range(0, len(missing), batch)]
-        given: dict[str, Any] = collected.arguments() | {"output_type": "pil"}
-        for part in tqdm(parts, desc="images", unit="batch", disable=not parts):
+        parts = [missing[i : i + self._batch] for i in range(0, len(missing), self._batch)]
+        given: dict[str, Any] = self._collected.arguments() | {"output_type": "pil"}
+        for part in tqdm(parts, desc="images", unit="batch"):
             mine = [self.prompts[i] for i in part]
-            made = pipeline.generate([one.text for one in mine], [one.seed for one in mine], **given)
+            with quiet(self._pipeline.pipe):
+                made = self._pipeline.generate([one.text for one in mine], [one.seed for one in mine], **given)
             for index, image in zip(part, made, strict=True):
                 partial = self._file(index).with_suffix(".tmp")
                 image.save(partial, "PNG")

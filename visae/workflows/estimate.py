@@ -51,13 +51,24 @@ class TrainingEstimate:
 
 @dataclass(frozen=True)
 class Costs:
-    """Both halves of a run; prints as two lines."""
+    """Both halves of a run; prints as two lines.
+
+    Attributes:
+        extraction: of the activations.
+        training: on them.
+        streamed: whether every pass makes them anew, and nothing lies on disk.
+    """
 
     extraction: store.Estimate
     training: TrainingEstimate
+    streamed: bool = False
 
     def __str__(self) -> str:
-        return f"extraction: {self.extraction}\ntraining:   {self.training}"
+        told, first = str(self.extraction), self.extraction
+        if self.streamed:
+            took = f"; about {duration(first.seconds)} a pass" if first.seconds is not None else ""
+            told = f"{first.rows:,} rows a pass, streamed (on disk, with --shards, {human(first.bytes)}){took}"
+        return f"extraction: {told}\ntraining:   {self.training}"
 
 
 def estimate(
@@ -74,7 +85,8 @@ def estimate(
     k: float = 32,
     options: dict[str, float | str] = {},  # noqa: B006 (read only)
     rows: int | None = None,
-    passes: float = 8,
+    passes: float | None = None,
+    shards: bool = False,
     batch: int = 4096,
     out: Path = Path("runs"),
     collect: Collect = "generate",
@@ -106,7 +118,8 @@ def estimate(
         k: codes per token, for kinds that have it.
         options: further options of the kind, see `visae train --help`.
         rows: rows to train on; `passes` over the data if not given.
-        passes: passes over the data.
+        passes: passes over the data; 8, and 1 of a pipeline that makes its images while it trains, if not given.
+        shards: of a pipeline: activations go to disk instead, see `visae train --help`.
         batch: rows per step.
         out: where the activations would lie; its disk is asked for free space.
         collect: of a pipeline: `generate` collects while it makes images of prompts, `noise` from given images with
@@ -128,12 +141,20 @@ def estimate(
     )  # fmt: skip
     policy = TokenPolicy.parse(tokens, per_image=per_image)
     first = store.estimate(
-        on.model, site, on.data, out, policy=policy, dtype=dtype, batch=on.batch, sampling=on.collected
+        on.model,
+        site,
+        on.data,
+        None if on.streams(False, shards, None) else out,
+        policy=policy,
+        dtype=dtype,
+        batch=on.batch,
+        sampling=on.collected,
     )
-    budget = rows or round(passes * first.rows)
+    budget = rows or round(on.passes(passes, shards, None) * first.rows)
     width = latents or round(expansion * first.d)
     chosen = kind_choices(kind, k, options)
-    return Costs(first, training_estimate(kind, first.d, width, chosen, budget, batch, pick_device(device)))
+    training = training_estimate(kind, first.d, width, chosen, budget, batch, pick_device(device))
+    return Costs(first, training, on.streams(False, shards, None))
 
 
 def training_estimate(

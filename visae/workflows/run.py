@@ -9,8 +9,7 @@ import torch
 
 from visae.data import load_data
 from visae.data.sample import ImageData
-from visae.model import AdaptedModel, load_model, vision
-from visae.model import pipeline as makes_images
+from visae.model import AdaptedModel, drawing, load_model, vision
 from visae.pipelines import AdaptedPipeline
 from visae.sae import Card, Dictionary, load_card, load_sae
 from visae.sae.files import CARD
@@ -76,7 +75,7 @@ class Run:
         Raises:
             ValueError: if it was trained on a model that sees images.
         """
-        return makes_images(self._loaded(device))
+        return drawing(self._loaded(device))
 
     def sae(self, model: AdaptedModel | AdaptedPipeline | None = None) -> Dictionary:
         """The dictionary; refuses another model than its own."""

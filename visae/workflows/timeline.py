@@ -130,7 +130,6 @@ def draw(
     data = load_prompts(prompts)
     wanted = [data[i] for i in range(len(data) if n is None else min(n, len(data)))]
     out.mkdir(parents=True, exist_ok=True)
-    pipeline.pipe.set_progress_bar_config(disable=True)
     with tqdm(total=len(wanted), desc="timeline", unit="img") as bar:
         texts, seeds = [p.text for p in wanted], [p.seed for p in wanted]
         courses = watch(pipeline, sae, site, texts, seeds, steps=steps, guidance=guidance, after=bar.update)

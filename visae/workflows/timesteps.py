@@ -149,7 +149,8 @@ def timesteps(
     runs: dict[str, list[tuple[Path, dict[str, Any]]]] = {
         "all steps": [(folder / "all", {"kind": kind, "activations": folder / "activations"})],
         f"{len(parts)} windows": [
-            (folder / f"steps-{part[0]}-{part[-1]}", {"kind": kind, "collect_steps": part}) for part in parts
+            (folder / f"steps-{part[0]}-{part[-1]}", {"kind": kind, "collect_steps": part, "shards": True})
+            for part in parts
         ],
         "temporal": [(folder / "temporal", {"kind": "temporal", "activations": folder / "activations"})],
     }

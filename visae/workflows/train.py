@@ -46,6 +46,7 @@ def train(
     validation: str | None = None,
     activations: Path | None = None,
     stream: bool = False,
+    shards: bool = False,
     tokens: str = "patch",
     per_image: int | None = None,
     dtype: Literal["float16", "bfloat16", "float32"] = "float16",
@@ -56,7 +57,7 @@ def train(
     options: dict[str, float | str] = {},  # noqa: B006 (read only)
     normaliser: str = "scale",
     rows: int | None = None,
-    passes: float = 8,
+    passes: float | None = None,
     batch: int = 4096,
     lr: float | None = None,
     seed: int = 0,
@@ -100,7 +101,8 @@ def train(
         validation: images or prompts to measure on; the validation part of a world or of prompts with `?split=train`,
             else those that were trained on.
         activations: read this store (from `visae extract`) instead of extracting into the run's folder.
-        stream: compute activations while training and store nothing.
+        stream: compute activations while training and store nothing; a pipeline's always are, but for `--shards`.
+        shards: extract a pipeline's activations into the run's folder and train on them there.
         tokens: kinds of token to keep: `patch`, `cls`, `reg`, joined by `+`, or `all`.
         per_image: keep this many tokens of each image; all if not given.
         dtype: of the rows.
@@ -111,7 +113,7 @@ def train(
         options: further options of the kind, e.g. `--options aux 0.1 k_aux 64`; `visae kinds` lists them.
         normaliser: of the inputs: `scale` (one scalar), `none`, `unit`, `layer_norm` (per token) or `whiten`.
         rows: rows to train on; `passes` over the data if not given.
-        passes: passes over the data.
+        passes: passes over the data; 8, and 1 of a pipeline that makes its images while it trains, if not given.
         batch: rows per step and process.
         lr: peak learning rate; a rule of width and budget if not given.
         seed: of the weights and of the order of the rows.
@@ -148,6 +150,7 @@ def train(
             branch=branch, image_batch=image_batch, pretrained=pretrained, weights=weights,
             image_size=image_size, device=place,
         )  # fmt: skip
+        stream, passes = on.streams(stream, shards, activations), on.passes(passes, shards, activations)
         adapted, policy, folder = on.model, TokenPolicy.parse(tokens, per_image=per_image), run.folder
         chosen = kind_choices(kind, k, options)
         if not run.done:

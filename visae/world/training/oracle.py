@@ -5,15 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from PIL import Image
 from tqdm import tqdm
 
-from visae.world import models
 from visae.world.captions import Caption, draw_caption
 from visae.world.hashing import Stream
+from visae.world.judging import judged
 from visae.world.scene import Scene
 from visae.world.training.latents import to_pixels, withheld_combinations
-from visae.world.training.tasks import normalised
 from visae.world.variants import replace_value
 from visae.world.world import World
 
@@ -23,23 +22,9 @@ STEPS = 20
 _BATCH = 32
 
 
-class Oracle:
-    """The shipped judge as a reader of pictures with one object."""
-
-    def __init__(self) -> None:
-        self.judge: nn.Module = models.build("judge")
-        self.config = models.config("judge")
-
-    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Factor -> most likely value in each image `[n, 64, 64, 3]` uint8, as an array of names `[n]`."""
-        pieces = [images[start : start + 250] for start in range(0, len(images), 250)]
-        with torch.inference_mode():
-            logits = torch.cat([self.judge(normalised(piece, self.config["preprocess_cfg"])) for piece in pieces])
-        out, at = {}, 0
-        for factor, values in self.config["labels"].items():
-            out[factor] = np.array(values)[logits[:, at : at + len(values)].argmax(1).numpy()]
-            at += len(values)
-        return out
+def seen(pictures: np.ndarray) -> dict[str, np.ndarray]:
+    """Factor -> what the judge sees in each picture `[n, 64, 64, 3]` uint8, as an array of names `[n]`."""
+    return {factor: np.array(told) for factor, told in judged([Image.fromarray(p) for p in pictures]).items()}
 
 
 def reconstruction_agreement(autoencoder: Any, n: int) -> dict[str, float]:
@@ -52,7 +37,7 @@ def reconstruction_agreement(autoencoder: Any, n: int) -> dict[str, float]:
     Returns:
         Factor -> share of equal answers.
     """
-    world, oracle = World("test", n), Oracle()
+    world = World("test", n)
     images = np.stack([world.render(i) for i in range(n)])
     shown = []
     with torch.inference_mode():
@@ -60,7 +45,7 @@ def reconstruction_agreement(autoencoder: Any, n: int) -> dict[str, float]:
             pixels = to_pixels(images[start : start + _BATCH]).to(autoencoder.device)
             shown.append(autoencoder.decode(autoencoder.encode(pixels).latent_dist.mean).sample.cpu())
     pictures = ((torch.cat(shown).clamp(-1, 1) + 1.0) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    before, after = oracle(images), oracle(pictures)
+    before, after = seen(images), seen(pictures)
     return {factor: float((before[factor] == after[factor]).mean()) for factor in JUDGED}
 
 
@@ -113,11 +98,11 @@ def generate(pipe: Any, texts: list[str], guidance: float, **call: Any) -> np.nd
     return np.concatenate(pictures)
 
 
-def right(prompts: list[Caption], pictures: np.ndarray, oracle: Oracle) -> dict[str, np.ndarray]:
+def right(prompts: list[Caption], pictures: np.ndarray) -> dict[str, np.ndarray]:
     """Factor -> `[n]` bool: whether the judge sees in each picture what its prompt states."""
-    seen = oracle(pictures)
+    told = seen(pictures)
     asked = [prompt.things[0] | {"background": str(prompt.background)} for prompt in prompts]
-    return {factor: np.array([a[factor] for a in asked]) == seen[factor] for factor in JUDGED}
+    return {factor: np.array([a[factor] for a in asked]) == told[factor] for factor in JUDGED}
 
 
 def evaluate_pipeline(pipe: Any, n: int, guidance: float, **call: Any) -> dict[str, float]:
@@ -133,9 +118,8 @@ def evaluate_pipeline(pipe: Any, n: int, guidance: float, **call: Any) -> dict[s
         Metric -> share in 0 .. 1: every factor over all prompts, over those of withheld combinations ("new ..."), and
         as agreement of reconstructions with the pictures they are of ("reconstructed ...").
     """
-    oracle = Oracle()
     prompts = held_out_prompts(n // 2, new=True) + held_out_prompts(n - n // 2, new=False)
-    hits = right(prompts, generate(pipe, [prompt.text for prompt in prompts], guidance, **call), oracle)
+    hits = right(prompts, generate(pipe, [prompt.text for prompt in prompts], guidance, **call))
     hits["shape and style"] = hits["shape"] & hits["style"]
     out = {factor: float(values.mean()) for factor, values in hits.items()}
     out |= {f"new {factor}": float(values[: n // 2].mean()) for factor, values in hits.items()}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from visae.world.training.oracle import Oracle, generate, held_out_prompts, right
+from visae.world.training.oracle import generate, held_out_prompts, right
 
 _COLUMNS, _ZOOM, _LINE, _LINES = 6, 2, 11, 4
 
@@ -22,7 +22,7 @@ def prompt_sheet(pipe: Any, n: int, guidance: float, **call: Any) -> Image.Image
     """
     prompts = held_out_prompts(n // 2, new=True) + held_out_prompts(n - n // 2, new=False)
     pictures = generate(pipe, [prompt.text for prompt in prompts], guidance, **call)
-    hits = right(prompts, pictures, Oracle())
+    hits = right(prompts, pictures)
     side = pictures.shape[1] * _ZOOM
     width, height = side + 12, side + _LINE * _LINES + 6
     sheet = Image.new("RGB", (width * _COLUMNS, height * -(-n // _COLUMNS)), "white")
