@@ -29,6 +29,7 @@ _HOMES = {
     "load_sae": "visae.sae",
     "open_store": "visae.store",
     "Trainer": "visae.train",
+    "edited": "visae.edit",
     "TrainConfig": "visae.train",
 }
 __all__ = ["__version__", *sorted(_HOMES)]
