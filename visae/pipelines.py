@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -55,7 +55,7 @@ class AdaptedPipeline(Adapted):
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._clock: StepClock | None = None
+        self._clocks: list[StepClock] = []
         for part in self.parts:
             refuse_compiled(self.module, part.name)
         for component in self.pipe.components.values():
@@ -161,11 +161,11 @@ class AdaptedPipeline(Adapted):
         """
         clock = StepClock(self.pipe, self.denoiser.name, after=after)
         with clock.running():
-            before, self._clock = self._clock, clock
+            self._clocks.append(clock)
             try:
                 yield clock
             finally:
-                self._clock = before
+                self._clocks.remove(clock)
 
     def generate(
         self,
@@ -206,7 +206,9 @@ class AdaptedPipeline(Adapted):
             "width": width,
         }
         request = self._request(prompts, seeds, {name: v for name, v in given.items() if v is not None} | options)
-        with nullcontext() if self._clock is None else self._clock.making(len(seeds)):
+        with ExitStack() as making:
+            for clock in self._clocks:
+                making.enter_context(clock.making(len(seeds)))
             return self.pipe(**request).images
 
     @property

@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FLOORS: dict[str, float] = {
     "data": 1, "ops": 1, "sae": 1.5, "world": 1.5, "store": 2, "train": 2, "codes": 3,
-    "evaluate": 4, "edit": 4, "select": 4, "label": 4, "show": 4.5, "workflows": 5, "app": 6, "cli": 6, "__main__": 7,
+    "evaluate": 4, "edit": 4, "select": 4, "label": 4, "show": 4.5, "erasers": 4.5,
+    "workflows": 5, "app": 6, "cli": 6, "__main__": 7,
 }  # fmt: skip
 ADAPTERS = {"adapters", "datasets_cfg"}
 
