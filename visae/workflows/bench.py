@@ -10,11 +10,11 @@ from visae.model import AdaptedModel, load_model
 from visae.store.bench import bench_extract, bench_store
 from visae.store.bench_generate import bench_generate
 from visae.store.estimate import duration
+from visae.text_table import text_table
 from visae.train.bench import Size, bench_step
 from visae.train.quality import Contest, Task, entrants, summary
 from visae.workflows.extract import announce
 from visae.workflows.run import pick_device
-from visae.workflows.table import text_table
 
 PIPELINES = ("diffusers", "visae")
 """Families with pipelines, whose models are never built with random weights."""

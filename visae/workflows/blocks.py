@@ -18,10 +18,10 @@ from visae.json_files import write_json
 from visae.model import drawing, load_model
 from visae.show import grid_figure
 from visae.store.estimate import duration
+from visae.text_table import text_table
 from visae.workflows.collecting import Weights
 from visae.workflows.extract import announce
 from visae.workflows.run import pick_device
-from visae.workflows.table import text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,10 +10,10 @@ import numpy as np
 from visae.json_files import write_json
 from visae.show import grid_figure
 from visae.store.estimate import duration
+from visae.text_table import text_table
 from visae.workflows.report import report
 from visae.workflows.run import Run
 from visae.workflows.study import Study
-from visae.workflows.table import text_table
 from visae.workflows.train import train
 
 if TYPE_CHECKING:

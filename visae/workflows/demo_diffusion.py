@@ -12,13 +12,13 @@ from visae.show import Concept
 from visae.show.sections import Picture, Section
 from visae.sites import Site
 from visae.store.estimate import duration
+from visae.text_table import text_table
 from visae.workflows.demo import Demo
 from visae.workflows.drawn import Drawn
 from visae.workflows.preserved import Preserved, preserved
 from visae.workflows.report import look, save_selections, write_page
 from visae.workflows.run import Run, pick_device
 from visae.workflows.study import Study
-from visae.workflows.table import text_table
 from visae.workflows.timeline import draw_course, when
 from visae.workflows.train import train
 

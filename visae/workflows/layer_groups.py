@@ -9,6 +9,7 @@ from visae.evaluate.layers import amad as average
 from visae.evaluate.layers import fewest_groups, group_layers
 from visae.json_files import write_json
 from visae.model import load_model, vision
+from visae.text_table import text_table
 from visae.tokens import TokenPolicy
 from visae.train import FREE, TrainConfig
 from visae.workflows.estimate import training_estimate
@@ -19,7 +20,6 @@ from visae.workflows.options import Schemes, kind_choices
 from visae.workflows.prepare import begin, plain
 from visae.workflows.run import pick_device
 from visae.workflows.site_rows import SiteRows
-from visae.workflows.table import text_table
 
 FOUND = "layers.json"
 

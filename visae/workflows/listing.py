@@ -6,7 +6,7 @@ from visae.check import check_geometry
 from visae.pipelines import AdaptedPipeline
 from visae.sae import ABOUT, About, kind_options
 from visae.sites import Site, rows
-from visae.workflows.table import text_table
+from visae.text_table import text_table
 
 
 def models(pattern: str = "*", *, family: str | None = None) -> list[str]:

@@ -1,29 +1,23 @@
 """Whether a pipeline still makes the same pictures through a dictionary's reconstructions."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from visae.data import load_prompts
 from visae.data.prompts import part_of
-from visae.evaluate.preserved import Embed
 from visae.evaluate.preserved import Preserved as Numbers
 from visae.evaluate.preserved import preserved as measure
 from visae.json_files import write_json
-from visae.model import load_model, vision
 from visae.show import grid_figure
 from visae.sites import Site
 from visae.store import Collection
-from visae.taps import tap
+from visae.text_table import text_table
 from visae.workflows.blocks import TOLD, world_judge
 from visae.workflows.run import Run, pick_device
-from visae.workflows.table import text_table
+from visae.world.judging import clip_vectors
 
 SHOWN = 8
 """Pictures side by side."""
@@ -93,7 +87,7 @@ def preserved(
     with tqdm(total=len(wanted), desc="preserved", unit="img") as bar:
         numbers = measure(
             pipeline, sae, Site.from_dict(card.site), Collection.from_dict(card.sampling), wanted, judge=judge,
-            embed=tiny_clip(str(pipeline.device)), batch=batch, after=bar.update,
+            embed=clip_vectors, batch=batch, after=bar.update,
         )  # fmt: skip
     folder = Path(out) if out else opened.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,21 +95,6 @@ def preserved(
     picture(numbers).savefig(done.file, dpi=110)
     write_json(folder / "preserved.json", {"prompts": named, **numbers.to_dict()})
     return done
-
-
-def tiny_clip(device: str = "cpu", batch: int = 64) -> Embed:
-    """Pictures as vectors of the shipped `tiny-clip`."""
-    model = vision(load_model("visae:tiny-clip", device=device))
-
-    def embed(pictures: Sequence[Image.Image]) -> Tensor:
-        found = []
-        with torch.no_grad(), tap(model, "pooled") as taken:
-            for start in range(0, len(pictures), batch):
-                model.forward(model.preprocess(pictures[start : start + batch]))
-                found.append(taken["pooled"][:, 0].float().cpu())
-        return torch.cat(found)
-
-    return embed
 
 
 def picture(numbers: Numbers) -> Any:

@@ -14,8 +14,8 @@ from visae.evaluate.pareto import dominated
 from visae.json_files import write_json
 from visae.sae import Dictionary
 from visae.show.pareto import Point, pareto_figure
+from visae.text_table import text_table
 from visae.workflows.sweep import Setting
-from visae.workflows.table import text_table
 
 JSON, PICTURE = "suite.json", "suite.png"
 

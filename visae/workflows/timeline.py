@@ -14,8 +14,8 @@ from visae.pipelines import AdaptedPipeline
 from visae.sae import Dictionary
 from visae.show.strips import animate, strip_figure
 from visae.sites import Site
+from visae.text_table import text_table
 from visae.workflows.run import Run, pick_device
-from visae.workflows.table import text_table
 
 
 @dataclass(frozen=True)

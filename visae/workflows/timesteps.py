@@ -10,10 +10,10 @@ import numpy as np
 from visae.evaluate.noise import bin_name, bin_of
 from visae.json_files import write_json
 from visae.store import Collection, extract
+from visae.text_table import text_table
 from visae.tokens import TokenPolicy
 from visae.workflows.collecting import Branch, ground
 from visae.workflows.extract import announce
-from visae.workflows.table import text_table
 from visae.workflows.train import train
 
 

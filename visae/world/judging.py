@@ -1,14 +1,20 @@
-"""What pictures of the built-in world show, by the shipped judge: the oracle for what a pipeline has drawn."""
+"""What pictures of the built-in world show, by the shipped judges: the oracles for what a pipeline has drawn.
+
+Two of different families: `judged`, a convolutional network that was trained to name every factor, and `clip_judged`,
+which asks `tiny-clip` zero-shot which caption is nearest. What one of them could be fooled by need not fool the other.
+"""
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from visae.world import models
+from visae.world.factors import FACTORS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,8 +23,17 @@ _BATCH = 250
 
 
 @cache
-def _judge() -> "nn.Module":
-    return models.build("judge")
+def _model(name: str) -> "nn.Module":
+    return models.build(name)
+
+
+@cache
+def _class_codes() -> dict[str, Tensor]:
+    """Factor -> text codes of its values."""
+    from visae.world.training.evaluate import ZERO_SHOT_FACTORS, class_codes
+
+    tokenizer = models.tokenizer()
+    return {factor: class_codes(_model("tiny-clip"), tokenizer, factor) for factor in ZERO_SHOT_FACTORS}
 
 
 @torch.inference_mode()
@@ -31,19 +46,45 @@ def judged(pictures: Sequence[Image.Image]) -> dict[str, list[str]]:
     Returns:
         Factor -> one value for each picture, e.g. `{"shape": ["star", ...], "colour": ["red", ...]}`.
     """
+    labels = models.config("judge")["labels"]
+    logits = torch.cat([_model("judge")(pixels) for pixels in _fitted(pictures, "judge")])
+    return _likeliest(
+        dict(zip(labels, logits.split([len(names) for names in labels.values()], 1), strict=True)), labels
+    )
+
+
+@torch.inference_mode()
+def clip_judged(pictures: Sequence[Image.Image]) -> dict[str, list[str]]:
+    """For every factor the value whose captions are nearest to the picture in the space of `tiny-clip`.
+
+    Args:
+        pictures: of any size; they are brought to 64 pixels.
+
+    Returns:
+        As `judged`, of the factors shape, family, style, colour, background, size and position.
+    """
+    codes = clip_vectors(pictures)
+    return _likeliest({factor: codes @ texts.T for factor, texts in _class_codes().items()}, FACTORS)
+
+
+@torch.inference_mode()
+def clip_vectors(pictures: Sequence[Image.Image]) -> Tensor:
+    """Vectors `[n, 128]` of unit length of pictures of any size, in the space of `tiny-clip`."""
+    model: Any = _model("tiny-clip")
+    return torch.cat([model.encode_image(pixels, normalize=True) for pixels in _fitted(pictures, "tiny-clip")])
+
+
+def _fitted(pictures: Sequence[Image.Image], name: str) -> list[Tensor]:
+    """Pictures as a model eats them, in batches."""
     from visae.world.training.tasks import normalised
 
-    config = models.config("judge")
-    side = config["preprocess_cfg"]["size"]
-    fitted = [p.convert("RGB").resize(side, Image.Resampling.BICUBIC) for p in pictures]
-    logits = torch.cat(
-        [
-            _judge()(normalised(np.stack([np.asarray(p) for p in fitted[i : i + _BATCH]]), config["preprocess_cfg"]))
-            for i in range(0, len(fitted), _BATCH)
-        ]
-    )
-    values = logits.split([len(values) for values in config["labels"].values()], dim=1)
-    return {
-        factor: [names[place] for place in part.argmax(1).tolist()]
-        for (factor, names), part in zip(config["labels"].items(), values, strict=True)
-    }
+    config = models.preprocess_config(name)
+    small = [p.convert("RGB").resize(tuple(config["size"]), Image.Resampling.BICUBIC) for p in pictures]
+    return [
+        normalised(np.stack([np.asarray(p) for p in small[start : start + _BATCH]]), config)
+        for start in range(0, len(small), _BATCH)
+    ]
+
+
+def _likeliest(scores: dict[str, Tensor], values: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {factor: [values[factor][place] for place in part.argmax(1).tolist()] for factor, part in scores.items()}
