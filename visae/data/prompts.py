@@ -78,7 +78,8 @@ def load_prompts(spec: str | Path | Sequence[str], **query: object) -> PromptDat
 
     Args:
         spec: one of
-            `world:prompts?n=1000&split=train`, captions of the built-in world;
+            `world:prompts?n=1000&split=train`, captions of the built-in world; `world:cells?split=test`, its shapes in
+            all styles;
             a text file with a prompt a line, or a table (`.csv`, `.tsv`, `.jsonl`, `.json`) with a column `prompt` and,
             where there are any, `seed`, `group` and `labels` (see `visae.data.prompt_layouts.table` for other names);
             an entry of `datasets_cfg/` with prompts, e.g. `parti?root=/data/parti`;

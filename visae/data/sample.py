@@ -1,5 +1,6 @@
 """What every data set yields: one image, or one prompt, and all that is known about it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,6 +9,9 @@ from PIL import Image
 
 Labels = dict[str, tuple[str, ...]]
 """Factor -> the values present, e.g. `{"shape": ("circle", "star")}`. Always tuples: an image may show several."""
+
+Concept = tuple[str, str]
+"""A factor and one of its values, e.g. `("shape", "star")`: what can be erased."""
 
 FactorTable = dict[str, list[str]]
 """Factor -> every value it can take, in a fixed order."""
@@ -94,6 +98,10 @@ class Prompt:
     key: str
     labels: Labels = field(default_factory=dict)
     group: str | None = None
+
+    def asks_for(self, concepts: Iterable[Concept]) -> bool:
+        """Whether the text asks for any of some concepts."""
+        return any(value in self.labels.get(factor, ()) for factor, value in concepts)
 
 
 @runtime_checkable

@@ -4,7 +4,7 @@ import hashlib
 
 from visae.data.load import parse_query
 from visae.data.prompts import PARTS, part_of_text, whole
-from visae.data.sample import FactorTable, Labels, Prompt
+from visae.data.sample import FactorTable, Labels, Prompt, PromptData
 from visae.registry import UnknownName
 from visae.world.captions import Caption
 from visae.world.spec import world_from_spec
@@ -72,23 +72,36 @@ def stated(caption: Caption, factors: FactorTable) -> Labels:
     return {factor: tuple(v for v in factors[factor] if v in values) for factor, values in found.items() if values}
 
 
-def prompts_from_spec(spec: str) -> WorldPrompts:
+def prompts_from_spec(spec: str) -> PromptData:
     """The prompts that a text describes.
 
     Args:
-        spec: `world:prompts?n=1000&split=train&...`; further keys are those of a world. `first` is the seed of the
-            first image, `seeds` the number of images of each caption.
+        spec: `world:prompts?n=1000&split=train&...`, captions of a world; further keys are those of a world. `first` is
+            the seed of the first image, `seeds` the number of images of each caption. Or
+            `world:cells?split=test&phrasings=1&seeds=1`, all shapes in all styles, see `visae.world.cells`.
 
     Raises:
         UnknownName: for a part or key that does not exist.
         ValueError: for a value out of range.
     """
     body, given = parse_query(spec)
+    if body == "world:cells":
+        return _cells(given)
     if body != "world:prompts":
-        raise UnknownName("prompts of the world", body, ["world:prompts?n=1000&split=train"])
+        raise UnknownName("prompts of the world", body, ["world:prompts?n=1000&split=train", "world:cells?split=test"])
     part = given.pop("split", "train")
     if part not in PARTS:
         raise UnknownName("part of the world's prompts", part, PARTS)
     first, seeds = whole("first", given.pop("first", "0")), whole("seeds", given.pop("seeds", "1"), 1)
     query = "&".join(f"{key}={value}" for key, value in given.items())
     return WorldPrompts(world_from_spec(f"world:{part}" + (f"?{query}" if query else "")), first, seeds)
+
+
+def _cells(given: dict[str, str]) -> PromptData:
+    from visae.world.cells import cells  # which takes labels from here
+
+    for key in given:
+        if key not in ("split", "phrasings", "seeds"):
+            raise UnknownName("key of the world's cells", key, ["split", "phrasings", "seeds"])
+    numbers = {key: whole(key, given[key], 1) for key in ("phrasings", "seeds") if key in given}
+    return cells(given.get("split", "test"), **numbers)
