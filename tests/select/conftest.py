@@ -53,3 +53,28 @@ def table_of(tmp_path):
         return CodeTable.build(DenseSae(np.shape(values)[1], signed), source, tmp_path / name, progress=False)
 
     return make
+
+
+@pytest.fixture
+def statistics_of():
+    """`statistics_of(codes [P, S, T, F], texts, levels, signed)` -> PromptStatistics, computed densely in float64."""
+
+    def make(codes, texts=None, levels=None, signed=False, **labels):
+        from visae.data import Prompt
+        from visae.select import PromptStatistics
+
+        codes = torch.as_tensor(codes, dtype=torch.float64)
+        if signed:
+            codes = torch.cat([codes.clamp(min=0), (-codes).clamp(min=0)], dim=-1)
+        texts = texts or [f"prompt {i}" for i in range(len(codes))]
+        prompts = tuple(
+            Prompt(text, i, str(i), {factor: (values[i],) for factor, values in labels.items()})
+            for i, text in enumerate(texts)
+        )
+        tables = {"mean": codes.mean(2), "rms": codes.square().mean(2).sqrt(), "largest": codes.amax(2),
+                  "fired": (codes > 0).double().mean(2)}  # fmt: skip
+        n_latents = codes.shape[-1] // (2 if signed else 1)
+        levels = tuple(levels or range(codes.shape[1], 0, -1))
+        return PromptStatistics(prompts, levels, **{k: t.float() for k, t in tables.items()}, n_latents=n_latents)
+
+    return make

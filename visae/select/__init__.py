@@ -1,7 +1,23 @@
 """From a concept to the latents that mean it."""
 
+from visae.select.collecting import collect_statistics
+from visae.select.concept import select_concept
+from visae.select.contrast import CONTRASTS
 from visae.select.labels import LabelScores, Measured, best_latents, label_scores, measure
 from visae.select.scores import SCORES
 from visae.select.selection import Selection
+from visae.select.statistics import PromptStatistics
 
-__all__ = ["SCORES", "LabelScores", "Measured", "Selection", "best_latents", "label_scores", "measure"]
+__all__ = [
+    "CONTRASTS",
+    "SCORES",
+    "LabelScores",
+    "Measured",
+    "PromptStatistics",
+    "Selection",
+    "best_latents",
+    "collect_statistics",
+    "label_scores",
+    "measure",
+    "select_concept",
+]
