@@ -10,7 +10,10 @@ import visae
 from visae.erasers import METHODS, Request, Tools, Unsuitable
 
 GIVEN = {"steps": 2, "guidance": 3.0}
-SMALL = {}
+SMALL = {
+    "esd_x": {"iterations": 2, "lr": 1e-3},
+    "esd_u": {"iterations": 2, "lr": 1e-3},
+}
 """Settings under which a method does little."""
 CANNOT = {
     ("negative_prompt", "dit"): "takes no negative prompt",
@@ -18,6 +21,8 @@ CANNOT = {
     ("sld", "flux"): "without guidance",
     ("sld_strong", "flux"): "without guidance",
     ("sld_max", "flux"): "without guidance",
+    **{("uce", name): "text alone" for name in ("dit", "flux", "flux-guided")},
+    **{("esd_x", name): "no cross-attention" for name in ("dit", "flux", "flux-guided")},
 }
 """Method and pipeline -> what the refusal says."""
 LAYOUTS = ("sd", "pixart-alpha", "dit", "flux-guided", "flux")
