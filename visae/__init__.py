@@ -30,6 +30,7 @@ _HOMES = {
     "open_store": "visae.store",
     "Trainer": "visae.train",
     "edited": "visae.edit",
+    "load_erasure": "visae.edit",
     "TrainConfig": "visae.train",
 }
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from visae.compiling import shielded
 from visae.readings import arguments
 
 Branch = Literal["none", "uncond", "cond"]
@@ -136,12 +137,17 @@ class StepClock:
         return self._now
 
     @contextmanager
-    def running(self) -> Iterator["StepClock"]:
-        """Watches the denoiser while entered; on exit nothing is left on the pipeline."""
+    def running(self, lasting: bool = False) -> Iterator["StepClock"]:
+        """Watches the denoiser while entered; on exit nothing is left on the pipeline.
+
+        Args:
+            lasting: see `visae.taps.tap`.
+        """
         module: nn.Module = getattr(self.pipe, self.denoiser)
-        handles = [module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True)]
+        before = shielded(self._before, lasting)
+        handles = [module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)]
         if self.after is not None:
-            handles.append(module.register_forward_hook(self._done))
+            handles.append(module.register_forward_hook(shielded(self._done, lasting)))
         try:
             with shadowed(module, "cache_context", self._named), shadowed(self.pipe, "encode_prompt", self._encodes):
                 yield self

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from visae.adapted import Adapted, refuse_compiled
+from visae.adapted import Adapted
+from visae.compiling import refuse_compiled
 from visae.discover import Catalogue
 from visae.geometry import Framing
 from visae.naming import Naming

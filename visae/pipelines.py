@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visae.adapted import Adapted, refuse_compiled
+from visae.adapted import Adapted
 from visae.clock import Step, StepClock
+from visae.compiling import refuse_compiled
 from visae.discover import Catalogue
 from visae.first_calls import FirstCall, first_calls
 from visae.geometry import Framing
@@ -148,11 +149,12 @@ class AdaptedPipeline(Adapted):
         return catalogue.recall(name) if isinstance(name, Site) else catalogue.find(name)
 
     @contextmanager
-    def clock(self, after: Callable[[Step], None] | None = None) -> Iterator[StepClock]:
+    def clock(self, after: Callable[[Step], None] | None = None, *, lasting: bool = False) -> Iterator[StepClock]:
         """A clock that tells step, noise level and branch at every call of the denoiser inside the `with`.
 
         Args:
             after: called with the `Step` whenever the denoiser has run.
+            lasting: see `visae.taps.tap`.
 
         Example:
             >>> with pipeline.clock() as clock, tap(pipeline, "unet.mid_block") as taken:
@@ -160,7 +162,7 @@ class AdaptedPipeline(Adapted):
             >>> clock.now.sigma
         """
         clock = StepClock(self.pipe, self.denoiser.name, after=after)
-        with clock.running():
+        with clock.running(lasting):
             self._clocks.append(clock)
             try:
                 yield clock

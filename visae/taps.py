@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visae.adapted import Adapted, refuse_compiled
+from visae.adapted import Adapted
+from visae.compiling import refuse_compiled, shielded
 from visae.readings import floating
 from visae.registry import UnknownName
 from visae.sites import Site, from_tokens, laid_out, to_tokens, tokens_text
@@ -37,7 +38,7 @@ class Taken(dict[str, Tensor]):
 
 @contextmanager
 def tap(
-    model: Adapted, *sites: Site | str, rewrite: Rewrite | Mapping[str, Rewrite] | None = None
+    model: Adapted, *sites: Site | str, rewrite: Rewrite | Mapping[str, Rewrite] | None = None, lasting: bool = False
 ) -> Iterator[dict[str, Tensor]]:
     """Reads, and rewrites where asked, the activations of sites in every forward pass inside the `with`.
 
@@ -47,6 +48,8 @@ def tap(
         rewrite: maps activations `[n, t, d]` to as many of the same type, for all sites or by site name. A `delta` f is
             rewritten as `out + (f' - f)`; a head only in its own slice. What comes back unchanged leaves every bit as
             it was.
+        lasting: for hooks that stay while a model serves: no complaint if nothing ran, and in networks that are
+            compiled afterwards they are called outside of the graphs.
 
     Yields:
         Activations `[n, t, d]` of the latest forward by site name, as they were before a rewrite; not detached, and
@@ -75,13 +78,14 @@ def tap(
             module = native.get_submodule(site.path)
             if site.kind in ("heads", "head") and isinstance(module, nn.MultiheadAttention) and site.path not in fused:
                 fused[site.path] = _Fused(module)
-                handles.append(module.register_forward_pre_hook(fused[site.path].forget))
-            handles += _Probe(site, changes.get(site.name), taken, fused.get(site.path)).attach(module)
+                handles.append(module.register_forward_pre_hook(shielded(fused[site.path].forget, lasting)))
+            handles += _Probe(site, changes.get(site.name), taken, fused.get(site.path), lasting).attach(module)
         yield taken
     finally:
         for handle in handles:
             handle.remove()
-    if missing := [site for site in found if site.name not in taken]:
+    missing = [site for site in found if site.name not in taken]
+    if missing and not lasting:
         what = ", ".join(f"{site.name} (module {site.path!r})" for site in missing)
         raise RuntimeError(f"nothing was tapped at {what}: it did not run inside `with tap`; call model.forward(batch)")
 
@@ -102,24 +106,28 @@ def _changes(
 class _Probe:
     """The hooks of one site."""
 
-    def __init__(self, site: Site, change: Rewrite | None, taken: dict[str, Tensor], fused: "_Fused | None"):
-        self.site, self.change, self.taken, self.fused = site, change, taken, fused
+    def __init__(
+        self, site: Site, change: Rewrite | None, taken: dict[str, Tensor], fused: "_Fused | None", lasting: bool
+    ):
+        self.site, self.change, self.taken, self.fused, self.lasting = site, change, taken, fused, lasting
         self.before: list[Tensor] = []
 
     def attach(self, module: nn.Module) -> Handles:
         """Registers the hooks; rewrites run before hooks that others have put there, so that those see the result."""
-        first = self.change is not None
+        first, lasting = self.change is not None, self.lasting
         kind = self.site.kind
         if self.fused is not None and kind in ("heads", "head"):
-            return [module.register_forward_hook(self._on_fused_heads, with_kwargs=True, prepend=first)]
+            hook = shielded(self._on_fused_heads, lasting)
+            return [module.register_forward_hook(hook, with_kwargs=True, prepend=first)]
         if kind in ("heads", "head", "input"):
-            return [module.register_forward_pre_hook(self._on_input, with_kwargs=True, prepend=first)]
+            before = shielded(self._on_input, lasting)
+            return [module.register_forward_pre_hook(before, with_kwargs=True, prepend=first)]
         if kind == "delta":
             return [
-                module.register_forward_pre_hook(self._remember, with_kwargs=True),
-                module.register_forward_hook(self._on_delta, prepend=first),
+                module.register_forward_pre_hook(shielded(self._remember, lasting), with_kwargs=True),
+                module.register_forward_hook(shielded(self._on_delta, lasting), prepend=first),
             ]
-        return [module.register_forward_hook(self._on_output, prepend=first)]
+        return [module.register_forward_hook(shielded(self._on_output, lasting), prepend=first)]
 
     def _step(self, native: Tensor, keep: bool) -> Tensor | None:
         """Takes the activations out of a native tensor; returns it rewritten, or None where nothing is to change."""

@@ -18,12 +18,14 @@ from visae.edit.edits import (
     swap,
     transport,
 )
+from visae.edit.erasing import Erasing, load_erasure
 from visae.edit.gates import GATES, ErrorGate, Gate, ShareGate, StrengthGate
 from visae.edit.moment import Moment
 from visae.edit.places import PLACES, Place
 
 __all__ = [
-    "CHANGES", "GATES", "PLACES", "Change", "Edit", "EditedSite", "Editing", "ErrorGate", "Gate", "Moment", "Place",
-    "ShareGate", "StrengthGate", "ablate", "above_mean", "active", "add", "at_levels", "clamp", "edited",
-    "edited_sites", "keep_only", "negative_of_mean", "on_tokens", "replace_tokens", "scale", "swap", "transport",
+    "CHANGES", "GATES", "PLACES", "Change", "Edit", "EditedSite", "Editing", "Erasing", "ErrorGate", "Gate", "Moment",
+    "Place", "ShareGate", "StrengthGate", "ablate", "above_mean", "active", "add", "at_levels", "clamp", "edited",
+    "edited_sites", "keep_only", "load_erasure", "negative_of_mean", "on_tokens", "replace_tokens", "scale", "swap",
+    "transport",
 ]  # fmt: skip

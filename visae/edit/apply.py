@@ -46,10 +46,11 @@ class Editing:
 
     Attributes:
         sites: where edits are made.
+        on: whether they are made at all; may be set between runs.
     """
 
     def __init__(self, model: Adapted, sites: Sequence[EditedSite]):
-        self.model, self.sites = model, list(sites)
+        self.model, self.sites, self.on = model, list(sites), True
         self.clock: StepClock | None = None
         self._encoded: dict[str, int] = {}
 
@@ -75,7 +76,7 @@ class Editing:
                 memory.begin(images)
         acting = [(e, m) for e, m in zip(edited.edits, edited.memories, strict=True) if e.acts(sigma, index)]
         rows = [r for r, name in enumerate(branch) if any(_concerns(edit, name) for edit, _ in acting)]
-        if not rows:
+        if not rows or not self.on:
             return tokens
         prefix = 0 if site.grid is None else len(site.prefix)  # text sites are nothing but tokens before a grid
         moment = Moment(
@@ -126,12 +127,13 @@ def _samples(branch: Sequence[Branch]) -> tuple[list[int], int]:
 
 
 @contextmanager
-def edited_sites(model: Adapted, sites: Sequence[EditedSite]) -> Iterator[Editing]:
+def edited_sites(model: Adapted, sites: Sequence[EditedSite], *, lasting: bool = False) -> Iterator[Editing]:
     """Edits several sites at once in every run inside the `with`; afterwards, nothing is left.
 
     Args:
         model: an adapted model or pipeline, not compiled.
         sites: each once.
+        lasting: see `visae.taps.tap`.
 
     Raises:
         ValueError: if a site is named twice.
@@ -143,8 +145,8 @@ def edited_sites(model: Adapted, sites: Sequence[EditedSite]) -> Iterator[Editin
     rewrites = {
         place.name: partial(editing.rewrite, one, place) for one, place in zip(editing.sites, places, strict=True)
     }
-    watched = model.clock(editing.denoised) if isinstance(model, AdaptedPipeline) else nullcontext()
-    with watched as editing.clock, tap(model, *places, rewrite=rewrites):
+    watched = model.clock(editing.denoised, lasting=lasting) if isinstance(model, AdaptedPipeline) else nullcontext()
+    with watched as editing.clock, tap(model, *places, rewrite=rewrites, lasting=lasting):
         yield editing
 
 
