@@ -105,7 +105,8 @@ pipe = diffusers.StableDiffusionPipeline.from_pretrained({str(tmp_path / "sd")!r
 visae.load_erasure({str(tmp_path / "erasure")!r}, pipe).install()
 out = pipe(["a red square", "blue star"], num_inference_steps=2, height=16, width=16, output_type="np",
            generator=[torch.Generator().manual_seed(s) for s in (1, 2)])
-torch.testing.assert_close(torch.as_tensor(out.images), torch.load({str(tmp_path / "images.pt")!r}), rtol=1e-3, atol=1e-4)
+wanted = torch.load({str(tmp_path / "images.pt")!r})
+torch.testing.assert_close(torch.as_tensor(out.images), wanted, rtol=1e-3, atol=1e-4)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
