@@ -102,5 +102,22 @@ def colour_distance(one: Sequence[Image.Image], other: Sequence[Image.Image]) ->
     return np.abs(_chroma(_pixels(one)) - _chroma(_pixels(other))).sum(1) / 2
 
 
+def pixel_distance(one: Sequence[Image.Image], other: Sequence[Image.Image]) -> np.ndarray:
+    """Root mean square difference of the pixels of picture i of one and of the other, `[n]`, from 0 to 1.
+
+    Unlike the other distances it hears everything at once, and small shifts too loudly.
+
+    Raises:
+        ValueError: if the pictures are not of one size.
+    """
+    return np.sqrt(np.square(_pixels(one) - _pixels(other), dtype=np.float64).mean((1, 2, 3)))
+
+
+def identical(one: Sequence[Image.Image], other: Sequence[Image.Image]) -> np.ndarray:
+    """Whether picture i of one has the same 8-bit pixels as picture i of the other, `[n]` bool."""
+    pairs = zip(one, other, strict=True)
+    return np.array([a.size == b.size and a.convert("RGB").tobytes() == b.convert("RGB").tobytes() for a, b in pairs])
+
+
 DISTANCES = {"layout": layout_distance, "texture": texture_distance, "colour": colour_distance}
 """Name -> distance of two lists of pictures."""

@@ -186,17 +186,17 @@ def added_memory(size: Size, tier: str, precision: str) -> float:
     small = replace(size, d=64, n_latents=1024, batch=64, k=4)
     bare_step(small, tier, precision, batches(small))[1]()  # loads code: that is not the step's memory
     _, step = bare_step(size, tier, precision, batches(size))
-    if torch.device(size.device).type != "cuda":
-        return peak_of(step)
-    torch.cuda.reset_peak_memory_stats(size.device)
-    before = torch.cuda.memory_allocated(size.device)
-    for _ in range(5):
-        step()
-    return round((torch.cuda.max_memory_allocated(size.device) - before) / 2**20, 1)
+    return peak_of(step, size.device)
 
 
-def peak_of(step: Callable[[], object]) -> float:
-    """Peak resident MB of five steps, above what the process holds now; Linux only, else NaN."""
+def peak_of(step: Callable[[], object], device: str = "cpu", times: int = 5) -> float:
+    """Peak MB of some steps above what is held now: on the GPU, or resident in the process (Linux only, else NaN)."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        for _ in range(times):
+            step()
+        return round((torch.cuda.max_memory_allocated(device) - held) / 2**20, 1)
     status = Path("/proc/self/status")
     if not status.exists():
         return float("nan")
@@ -205,7 +205,7 @@ def peak_of(step: Callable[[], object]) -> float:
         libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
     before = _resident(status, "VmRSS")
-    for _ in range(5):
+    for _ in range(times):
         step()
     return round(_resident(status, "VmHWM") - before, 1)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _BATCH = 250
+_ZERO_SHOT = ("shape", "style", "colour", "background")
 
 
 @cache
@@ -28,12 +29,11 @@ def _model(name: str) -> "nn.Module":
 
 
 @cache
-def _class_codes() -> dict[str, Tensor]:
-    """Factor -> text codes of its values."""
-    from visae.world.training.evaluate import ZERO_SHOT_FACTORS, class_codes
+def _class_codes(factor: str) -> Tensor:
+    """Text codes of the values of a factor."""
+    from visae.world.training.evaluate import class_codes
 
-    tokenizer = models.tokenizer()
-    return {factor: class_codes(_model("tiny-clip"), tokenizer, factor) for factor in ZERO_SHOT_FACTORS}
+    return class_codes(_model("tiny-clip"), models.tokenizer(), factor)
 
 
 @torch.inference_mode()
@@ -55,16 +55,16 @@ def judged(pictures: Sequence[Image.Image]) -> dict[str, list[str]]:
 
 @torch.inference_mode()
 def clip_judged(pictures: Sequence[Image.Image]) -> dict[str, list[str]]:
-    """For every factor the value whose captions are nearest to the picture in the space of `tiny-clip`.
+    """For some factors the value whose captions are nearest to the picture in the space of `tiny-clip`.
 
     Args:
         pictures: of any size; they are brought to 64 pixels.
 
     Returns:
-        As `judged`, of the factors shape, family, style, colour, background, size and position.
+        As `judged`, of the factors shape, style, colour and background.
     """
     codes = clip_vectors(pictures)
-    return _likeliest({factor: codes @ texts.T for factor, texts in _class_codes().items()}, FACTORS)
+    return _likeliest({factor: codes @ _class_codes(factor).T for factor in _ZERO_SHOT}, FACTORS)
 
 
 @torch.inference_mode()
