@@ -131,8 +131,8 @@ def test_auroc_and_f1_are_those_of_sklearn_on_what_each_prompt_is_reduced_to(of,
 def test_the_entropy_contrast_counts_a_latent_that_few_target_prompts_share_for_less(statistics_of):
     target = np.zeros((4, 1, 1, 3))
     target[:, 0, 0, 0], target[:2, 0, 0, 1], target[0, 0, 0, 2] = 1, 2, 4  # the same mean, shared by 4, 2 and 1 prompts
-    scores = CONTRASTS["entropy_contrast"](statistics_of(target), statistics_of(np.zeros((2, 1, 1, 3))), alpha=1.0)
-    torch.testing.assert_close(scores, torch.tensor([[1 / 3, 1 / 6, 0.0]]), atol=1e-6, rtol=0)
+    scores = CONTRASTS["entropy_contrast"](statistics_of(target), statistics_of(np.zeros((2, 1, 1, 3))), alpha=2.0)
+    torch.testing.assert_close(scores, torch.tensor([[1 / 3, 1 / 12, 0.0]]), atol=1e-6, rtol=0)
 
 
 def test_probe_coefficients_do_not_depend_on_a_latents_unit(statistics_of):

@@ -1,5 +1,6 @@
 """From a concept to the latents that mean it."""
 
+from visae.select.attribution import gradient_attribution
 from visae.select.collecting import collect_statistics
 from visae.select.concept import select_concept
 from visae.select.contrast import CONTRASTS
@@ -7,6 +8,7 @@ from visae.select.labels import LabelScores, Measured, best_latents, label_score
 from visae.select.scores import SCORES
 from visae.select.selection import Selection
 from visae.select.statistics import PromptStatistics
+from visae.select.steering import prompt_direction
 
 __all__ = [
     "CONTRASTS",
@@ -15,9 +17,11 @@ __all__ = [
     "Measured",
     "PromptStatistics",
     "Selection",
+    "gradient_attribution",
     "best_latents",
     "collect_statistics",
     "label_scores",
     "measure",
+    "prompt_direction",
     "select_concept",
 ]

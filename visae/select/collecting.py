@@ -83,7 +83,7 @@ def collect_statistics(
     """
     if not hasattr(prompts, "fingerprint"):
         prompts = load_prompts([str(text) for text in cast(Sequence[str], prompts)])
-    run = None if isinstance(model, AdaptedModel) else _one_branch(collected or Sampling())
+    run = None if isinstance(model, AdaptedModel) else one_branch(collected or Sampling())
     data = cast(PromptData | ImageData, prompts)
     stream = Stream(model, site, data, policy, dtype="float32", batch=batch, workers=workers, sampling=run)
     content = words and run is not None and stream.site.stream == "text"
@@ -97,7 +97,7 @@ def collect_statistics(
     levels = _levels(stream)
     per_part = max(1, min(PART_PROMPTS, PART_BYTES // (8 * _columns(sae) * len(levels))))
     bar = tqdm(total=len(missing), desc="statistics", unit="prompt", disable=not progress or not missing)
-    with _token_ids(stream, content) as ids, bar:
+    with token_ids(stream, content) as ids, bar:
         for part in split_into(list(missing.values()), per_part):
             done, tables = _measured(stream, sae, part, ids, bar.update)
             if done:
@@ -112,7 +112,7 @@ def _columns(sae: Dictionary) -> int:
     return sae.n_latents * (2 if sae.signed else 1)
 
 
-def _one_branch(run: Collection | Sampling) -> Collection | Sampling:
+def one_branch(run: Collection | Sampling) -> Collection | Sampling:
     """The run with the conditional branch alone, where it collects both."""
     if run.branch != "both":
         return run
@@ -197,7 +197,7 @@ def _reduced(sae: Dictionary, tokens: Tensor, keep: Tensor | None, sigma: float)
 
 
 @contextmanager
-def _token_ids(stream: Stream, content: bool) -> Iterator[list[Tensor]]:
+def token_ids(stream: Stream, content: bool) -> Iterator[list[Tensor]]:
     """The numbers `[n, t]` of the tokens that a site's text encoder was given last; empty where nobody asks."""
     seen: list[Tensor] = []
     if not content:
