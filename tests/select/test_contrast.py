@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import brentq
 from sklearn.metrics import f1_score, roc_auc_score
 
 from visae.registry import UnknownName
@@ -85,11 +86,11 @@ def test_timestep_contrast_is_the_difference_of_shares(sets):
 
 def test_set_difference_keeps_what_no_retained_prompt_has_among_its_largest(statistics_of):
     target = [[[[3.0, 2, 1, 0]]], [[[3.0, 0, 2, 1]]]]
-    retain = [[[[3.0, 0, 0, 1]]], [[[0, 0, 0, 0]]]]
+    retain = [[[[3.0, 0, 0, 0]]], [[[0, 0, 0, 0]]]]
     scores = CONTRASTS["set_difference"](statistics_of(target), statistics_of(retain), kept=2)
-    assert scores.tolist() == [[-math.inf, 1.0, 1.0, -math.inf]]  # the last one is never among a target's two
+    assert scores.tolist() == [[-math.inf, 1.0, 1.0, -math.inf]]  # the last one is among no target prompt's two
     scores = CONTRASTS["set_difference"](statistics_of(target), statistics_of(retain), kept=3)
-    assert scores.tolist() == [[-math.inf, 1.0, 1.5, -math.inf]]
+    assert scores.tolist() == [[-math.inf, 1.0, 1.5, 0.5]]
 
 
 def test_fisher_ratio_orders_by_the_mean_square_those_whose_ratio_is_high(statistics_of):
@@ -143,6 +144,21 @@ def test_probe_coefficients_do_not_depend_on_a_latents_unit(statistics_of):
     torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-2)
     assert (one[:, DEAD] == 0).all()
     assert one[0, 7] < 0
+
+
+def test_probe_coefficients_are_at_the_optimum_in_which_both_kinds_of_prompt_weigh_as_much(statistics_of):
+    target, retain = planted()
+    x = np.concatenate([target[:3], retain])[:, 0].mean(1)[:, [0, 1, EARLY]]
+    x, shows = (x - x.mean(0)) / x.std(0), np.arange(3 + N) < 3
+    few = [statistics_of(codes[:, :1, :, [0, 1, EARLY]]) for codes in (target[:3], retain)]
+    found = CONTRASTS["probe"](*few, strength=0.5)[0].double().numpy()
+    weight = np.where(shows, 1 / 3, 1 / N) * (3 + N) / 2
+
+    def miss(intercept):
+        return weight * (shows - 1 / (1 + np.exp(-(x @ found + intercept))))
+
+    intercept = brentq(lambda b: miss(b).sum(), -20, 20)
+    np.testing.assert_allclose(found, 0.5 * miss(intercept) @ x, atol=2e-3)
 
 
 def test_text_similarity_finds_what_goes_with_the_text_that_is_asked_for(statistics_of):

@@ -65,16 +65,13 @@ def test_coverage_is_always_said_and_warned_of_below_nine_tenths(missed, statist
 
 def test_a_latent_counts_for_coverage_only_at_its_own_levels(statistics_of):
     codes = np.zeros((4, 2, 1, 2))
-    codes[:2, 0, :, 0] = codes[:2, 1, :, 1] = 1
-    codes[2:, :, :, :] = 0
-    codes[0, 0, :, 1] = 0
+    codes[0, 0, :, 0] = codes[1, 1, :, 0] = 1  # the first target prompt early, the second late
     target, retain = statistics_of(codes[:2]), statistics_of(codes[2:])
-    scores = torch.tensor([[1.0, -math.inf], [-math.inf, -math.inf]])
-    codes[1, 0, :, 0] = 0
-    half = statistics_of(codes[:2])
+    early = torch.tensor([[1.0, -math.inf], [-math.inf, -math.inf]])
     with pytest.warns(UserWarning, match="not caught in 50"):
-        assert select_concept(half, retain, scores=scores, score="mine").coverage == 0.5
-    assert select_concept(target, retain, scores=scores, score="mine").coverage == 1
+        assert select_concept(target, retain, scores=early, score="mine").coverage == 0.5
+    always = torch.tensor([[1.0, -math.inf], [1.0, -math.inf]])
+    assert select_concept(target, retain, scores=always, score="mine").coverage == 1
 
 
 def test_a_selection_and_its_evidence_survive_the_disk(statistics_of, tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -172,6 +173,20 @@ def test_padding_of_other_tokenizers_is_left_out_too(name, tiny_pipelines):
     handle.remove()
     least = found.fired[:, 0].float().masked_fill(found.fired[:, 0] == 0, torch.inf).amin(1)
     assert (1 / least).round().tolist() == seen[-1].sum(1).tolist()  # some latent fires in one token of each
+
+
+def test_prompts_that_stand_behind_their_padding_are_found():
+    def kept(ids, **special):
+        tokens = {"eos_token_id": None, "pad_token_id": None, "bos_token_id": None, **special}
+        pipe = SimpleNamespace(tokenizer_2=SimpleNamespace(**tokens))
+        stream = SimpleNamespace(site=SimpleNamespace(path="text_encoder_2.layers.1"), model=SimpleNamespace(pipe=pipe))
+        return collecting.content_tokens(torch.tensor([ids]), stream)[0].int().tolist()
+
+    assert kept([0, 0, 2, 5, 6], pad_token_id=0, bos_token_id=2, eos_token_id=1) == [0, 0, 0, 1, 1]
+    assert kept([5, 6, 1, 0, 0], pad_token_id=0, eos_token_id=1) == [1, 1, 1, 0, 0]
+    assert kept([2, 5, 1, 1, 1], pad_token_id=1, bos_token_id=2, eos_token_id=1) == [0, 1, 1, 0, 0]
+    assert kept([0, 0], pad_token_id=0) == [1, 1]
+    assert kept([5, 6]) == [1, 1]
 
 
 def test_tables_at_other_noise_levels_are_interpolated_in_log_sigma(statistics_of):
