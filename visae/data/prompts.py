@@ -24,7 +24,7 @@ PARTS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 """Parts of a set of prompts and their shares."""
 
 _GENERAL = ("n", "split", "seed", "seeds")
-_TOLD = {"title", "licence", "source", "prompts", "spec", "folder"}
+_TOLD = {"title", "licence", "source", "prompts", "spec", "folder", "measured_with"}
 
 
 def part_of_text(text: str) -> str:

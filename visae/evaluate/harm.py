@@ -15,6 +15,9 @@ from torch import Tensor
 from visae.evaluate.pictures import DISTANCES, identical, pixel_distance
 from visae.evaluate.rates import Tally, rate
 
+_TOGETHER = 64
+"""Pictures whose pixels are held as numbers at a time."""
+
 
 @dataclass(frozen=True)
 class Harm:
@@ -57,17 +60,18 @@ def harm(
         raise ValueError(f"pictures must come in pairs, got {len(plain)}, {len(erased)} and {len(retain)} flags")
     tallies = {"identical": Tally.of(identical(plain, erased), retain)}
     measures = {"pixels": pixel_distance, **DISTANCES}
-    if retain.any():
-        kept = np.flatnonzero(retain).tolist()
-        pairs = [plain[i] for i in kept], [erased[i] for i in kept]
+    kept = np.flatnonzero(retain).tolist()
+    parts = [kept[start : start + _TOGETHER] for start in range(0, len(kept), _TOGETHER)]
+    values = {name: np.zeros(len(plain)) for name in measures}
+    for part in parts:
+        before, after = [plain[i] for i in part], [erased[i] for i in part]
         for name, distance in measures.items():
-            values = np.zeros(len(plain))
-            values[kept] = distance(*pairs)
-            tallies[name] = Tally.of(values, retain)
+            values[name][part] = distance(before, after)
+    tallies |= {name: Tally.of(found, retain) for name, found in values.items()}
     far = None
     if vectors is not None:
-        before, after = (torch.nn.functional.normalize(v.double(), dim=1).cpu().numpy() for v in vectors)
-        tallies["embedding"] = Tally.of(1 - (before * after).sum(1), retain)
+        alike = torch.cosine_similarity(vectors[0].double(), vectors[1].double(), dim=1).cpu().numpy()
+        tallies["embedding"] = Tally.of(1 - alike, retain)
         if retain.sum() > 1:
             far = frechet_distance(*(v.double().cpu().numpy()[retain] for v in vectors))
     return Harm(tallies, far)
