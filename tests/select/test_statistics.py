@@ -7,15 +7,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import visae
 from visae.clock import CODES
-from visae.data import load_prompts
+from visae.data import Sample, load_prompts
+from visae.data.images import UnreadableImage
 from visae.registry import UnknownName
 from visae.sae import initialise, make_sae
 from visae.select import PromptStatistics, collect_statistics, collecting, select_concept
 from visae.select.statistics import TABLES
-from visae.store import Sampling, Store, extract
+from visae.store import Sampling, Store, Stream, extract
 from visae.store.probing import collection
 
 SITE, TEXT = "unet.mid_block.attentions.0", "text_encoder.encoder.layers.1"
@@ -187,6 +189,48 @@ def test_prompts_that_stand_behind_their_padding_are_found():
     assert kept([2, 5, 1, 1, 1], pad_token_id=1, bos_token_id=2, eos_token_id=1) == [0, 1, 1, 0, 0]
     assert kept([0, 0], pad_token_id=0) == [1, 1]
     assert kept([5, 6]) == [1, 1]
+
+
+class Pictures:
+    """Grey images with captions and a label; the second cannot be read."""
+
+    name, fingerprint, factors = "greys", "greys", {"shade": ["dark", "light"]}
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if index == 1:
+            raise UnreadableImage("grey/1", "torn")
+        image = Image.new("RGB", (24, 16), (60 + 40 * index,) * 3)
+        return Sample(image, f"grey/{index}", {"shade": (("dark", "light")[index > 1],)}, captions=(TEXTS[index],))
+
+
+def test_images_with_noise_added_are_asked_like_prompts_and_kept_likewise(sd, tmp_path, monkeypatch):
+    run = Sampling("noise", steps=6, collect=(0, 4))
+    stream = Stream(sd, SITE, Pictures(), dtype="float32", workers=0, sampling=run)
+    rows = torch.cat([chunk.rows for chunk in stream.chunks()])
+    sae = dictionary(rows, k=3)
+    found = collect_statistics(sd, sae, SITE, run, Pictures(), tmp_path, progress=False)
+    codes = sae.encode(rows).to_dense().reshape(3, 2, -1, 24)
+    torch.testing.assert_close(found.mean.float(), codes.mean(2), rtol=2e-3, atol=1e-4)
+    assert [one.key for one in found.prompts] == ["grey/0", "grey/2", "grey/3"]
+    target, retain = found.split("shade", "light")
+    assert [len(target), len(retain)] == [2, 1]
+    monkeypatch.setattr(collecting, "_reduced", None)
+    assert torch.equal(collect_statistics(sd, sae, SITE, run, Pictures(), tmp_path, progress=False).mean, found.mean)
+
+
+def test_a_label_of_a_set_of_images_is_selected_in_a_model_that_sees_them(tmp_path):
+    model = visae.load_model("visae:tiny-clip")
+    rows = next(iter(Stream(model, "blocks.1", Pictures(), dtype="float32").chunks())).rows
+    sae = dictionary(rows, k=3)
+    found = collect_statistics(model, sae, "blocks.1", None, Pictures(), tmp_path, progress=False)
+    codes = sae.encode(rows).to_dense().reshape(3, -1, 24)
+    torch.testing.assert_close(found.largest[:, 0].float(), codes.amax(1), rtol=2e-3, atol=1e-4)
+    chosen = select_concept(*found.split("shade", "dark"), score="auroc", top_m=1, concept="shade=dark")
+    assert chosen.site == "blocks.1"
+    assert chosen.scores == (1.0,)
 
 
 def test_tables_at_other_noise_levels_are_interpolated_in_log_sigma(statistics_of):

@@ -53,6 +53,11 @@ def select_concept(
 
     Warns:
         UserWarning: if the coverage is below 0.9.
+
+    Example:
+        >>> run = Collection.from_dict(sae.card.sampling)
+        >>> whole = collect_statistics(pipeline, sae, sae.card.site["name"], run, prompts, "statistics")
+        >>> print(select_concept(*whole.split("shape", "star"), concept="shape=star"))
     """
     _check(target, retain, top_m)
     if scores is not None:

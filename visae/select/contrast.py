@@ -57,9 +57,9 @@ def set_difference(target: PromptStatistics, retain: PromptStatistics, *, kept: 
     """
     scores = []
     for s in range(len(target.levels)):
-        here = target.at_level("largest", s)
+        here = target.one_level("largest", s)
         score = torch.where(_held(here, kept), here, 0.0).mean(0)
-        elsewhere = _held(retain.at_level("largest", s), kept).any(0)
+        elsewhere = _held(retain.one_level("largest", s), kept).any(0)
         scores.append(score.masked_fill(elsewhere | (score == 0), -torch.inf))
     return torch.stack(scores)
 
@@ -137,7 +137,7 @@ def entropy_contrast(target: PromptStatistics, retain: PromptStatistics, *, alph
         return timestep_contrast(target, retain)
     even = []
     for s in range(len(target.levels)):
-        means = target.at_level("mean", s)
+        means = target.one_level("mean", s)
         share = means / (means.sum(0) + _TINY)
         even.append(-torch.xlogy(share, share).sum(0) / np.log(n))
     return torch.stack(even).clamp(0, 1) ** alpha * _shares(target) - _shares(retain)
@@ -159,7 +159,7 @@ def probe(target: PromptStatistics, retain: PromptStatistics, *, strength: float
     labels = np.arange(len(target) + len(retain)) < len(target)
     out = torch.zeros(len(target.levels), target.columns)
     for s in range(len(out)):
-        means = torch.cat([target.at_level("mean", s), retain.at_level("mean", s)])
+        means = torch.cat([target.one_level("mean", s), retain.one_level("mean", s)])
         deviation = means.std(0, correction=0)
         varies = deviation > 0
         if varies.any():
@@ -191,7 +191,7 @@ def text_similarity(
     alike = alike - alike.mean()
     out = []
     for s in range(len(target.levels)):
-        means = torch.cat([target.at_level("mean", s), retain.at_level("mean", s)])
+        means = torch.cat([target.one_level("mean", s), retain.one_level("mean", s)])
         means = means - means.mean(0)
         out.append(alike @ means / (alike.norm() * means.norm(dim=0) + _TINY))
     return torch.stack(out)
@@ -219,7 +219,7 @@ def _held(largest: Tensor, kept: int) -> Tensor:
 def _mean_square(of: PromptStatistics, table: Table, released: bool) -> Tensor:
     if released:
         return of.average(table).square()
-    return torch.stack([of.at_level(table, s).square().mean(0) for s in range(len(of.levels))])
+    return torch.stack([of.one_level(table, s).square().mean(0) for s in range(len(of.levels))])
 
 
 def _scored(name: str, target: PromptStatistics, retain: PromptStatistics, of: Table) -> Tensor:
@@ -227,6 +227,6 @@ def _scored(name: str, target: PromptStatistics, retain: PromptStatistics, of: T
     shows = np.arange(len(target) + len(retain)) < len(target)
     out = []
     for s in range(len(target.levels)):
-        values = torch.cat([target.at_level(of, s), retain.at_level(of, s)]).double().numpy()
+        values = torch.cat([target.one_level(of, s), retain.one_level(of, s)]).double().numpy()
         out.append(torch.from_numpy(SCORES[name](Columns.dense(values), shows, len(target), len(retain))).float())
     return torch.stack(out)

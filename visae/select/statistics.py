@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from visae.data.sample import Prompt
+from visae.levels import at_level
 from visae.registry import UnknownName
 from visae.select.files import read_described, write_described
 
@@ -79,7 +80,7 @@ class PromptStatistics:
         """Latent and sign of a column."""
         return column % self.n_latents, 1 if column < self.n_latents else -1
 
-    def at_level(self, table: Table, level: int) -> Tensor:
+    def one_level(self, table: Table, level: int) -> Tensor:
         """`[P, columns]` float32 of one level, by its place."""
         return getattr(self, table)[:, level].float()
 
@@ -117,17 +118,12 @@ class PromptStatistics:
         Between two levels each table is interpolated linearly in log sigma; beyond the first and the last that one
         stands. Tables without a noise level are the same at every one.
         """
-        known = torch.tensor([math.log(max(level, 1e-12)) for level in self.levels], dtype=torch.float64)
-        known, order = known.sort()
-        wanted = torch.tensor([math.log(max(level, 1e-12)) for level in levels], dtype=torch.float64)
-        above = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
-        below = (above - 1).clamp(min=0)
-        gap = known[above] - known[below]
-        share = torch.where(gap > 0, (wanted - known[below]) / gap, 0.0).nan_to_num(0.0).clamp(0, 1)
-        low, high, weight = order[below], order[above], share.float()[:, None]
+        known, each = torch.tensor(self.levels), torch.eye(len(self.levels))
+        shares = [at_level(known, each, float(level)) for level in levels]
 
         def between(table: Tensor) -> Tensor:
-            return torch.lerp(table[:, low].float(), table[:, high].float(), weight).to(table.dtype)
+            parts = [[table[:, s].float() * share[s] for s in share.nonzero().flatten().tolist()] for share in shares]
+            return torch.stack([torch.stack(near).sum(0) for near in parts], dim=1).to(table.dtype)
 
         return self._with(between, levels=tuple(float(level) for level in levels))
 
