@@ -30,6 +30,7 @@ _HOMES = {
     "open_store": "visae.store",
     "Trainer": "visae.train",
     "edited": "visae.edit",
+    "erase": "visae.erasers",
     "load_erasure": "visae.edit",
     "TrainConfig": "visae.train",
 }

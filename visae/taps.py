@@ -38,7 +38,11 @@ class Taken(dict[str, Tensor]):
 
 @contextmanager
 def tap(
-    model: Adapted, *sites: Site | str, rewrite: Rewrite | Mapping[str, Rewrite] | None = None, lasting: bool = False
+    model: Adapted,
+    *sites: Site | str,
+    rewrite: Rewrite | Mapping[str, Rewrite] | None = None,
+    lasting: bool = False,
+    any_size: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
     """Reads, and rewrites where asked, the activations of sites in every forward pass inside the `with`.
 
@@ -50,6 +54,7 @@ def tap(
             it was.
         lasting: for hooks that stay while a model serves: no complaint if nothing ran, and in networks that are
             compiled afterwards they are called outside of the graphs.
+        any_size: let pass what has other tokens than the sites were found with, for what does not ask where they lie.
 
     Yields:
         Activations `[n, t, d]` of the latest forward by site name, as they were before a rewrite; not detached, and
@@ -79,7 +84,8 @@ def tap(
             if site.kind in ("heads", "head") and isinstance(module, nn.MultiheadAttention) and site.path not in fused:
                 fused[site.path] = _Fused(module)
                 handles.append(module.register_forward_pre_hook(shielded(fused[site.path].forget, lasting)))
-            handles += _Probe(site, changes.get(site.name), taken, fused.get(site.path), lasting).attach(module)
+            sized = site.grid is not None and not any_size
+            handles += _Probe(site, changes.get(site.name), taken, fused.get(site.path), lasting, sized).attach(module)
         yield taken
     finally:
         for handle in handles:
@@ -107,9 +113,16 @@ class _Probe:
     """The hooks of one site."""
 
     def __init__(
-        self, site: Site, change: Rewrite | None, taken: dict[str, Tensor], fused: "_Fused | None", lasting: bool
+        self,
+        site: Site,
+        change: Rewrite | None,
+        taken: dict[str, Tensor],
+        fused: "_Fused | None",
+        lasting: bool,
+        sized: bool,
     ):
-        self.site, self.change, self.taken, self.fused, self.lasting = site, change, taken, fused, lasting
+        self.site, self.change, self.taken, self.fused = site, change, taken, fused
+        self.lasting, self.sized = lasting, sized
         self.before: list[Tensor] = []
 
     def attach(self, module: nn.Module) -> Handles:
@@ -132,7 +145,7 @@ class _Probe:
     def _step(self, native: Tensor, keep: bool) -> Tensor | None:
         """Takes the activations out of a native tensor; returns it rewritten, or None where nothing is to change."""
         tokens = to_tokens(native, self.site.layout)
-        if self.site.grid is not None and tokens.shape[1] != self.site.n_tokens:
+        if self.sized and tokens.shape[1] != self.site.n_tokens:
             raise ValueError(
                 f"site {self.site.name} has {tokens_text(self.site)} tokens, but module {self.site.path!r} now brings "
                 f"{tokens.shape[1]}: the model runs at another size than its sites were found for; load_model(..., "

@@ -21,6 +21,7 @@ from visae.edit import (
     keep_only,
     negative_of_mean,
     on_tokens,
+    reconstruct,
     replace_tokens,
     scale,
     swap,
@@ -143,13 +144,21 @@ CASES = {
 
 
 def test_every_change_has_a_case():
-    assert CASES.keys() | {"replace"} == set(CHANGES)
+    assert CASES.keys() | {"replace", "reconstruct"} == set(CHANGES)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_change_is_the_difference_of_dense_codes_times_the_directions(name, moment):
     edit, change = CASES[name]
     torch.testing.assert_close(edit.delta(moment, memory()), dense(moment, change), rtol=1e-4, atol=1e-4)
+
+
+def test_a_reconstruction_drops_what_the_dictionary_does_not_explain(moment):
+    codes = moment.sae.encode(moment.x.flatten(0, 1))
+    chosen = (codes.indices == 2) | (codes.indices == 5)
+    wanted = moment.sae.decode(codes.with_values(torch.where(chosen, -8 * codes.values, codes.values)))
+    found = moment.x + reconstruct([2, 5], -8.0).delta(moment, memory())
+    torch.testing.assert_close(found, wanted.view_as(found), rtol=1e-4, atol=1e-4)
 
 
 def test_per_token_normalisers_scale_what_a_code_adds():

@@ -7,12 +7,15 @@ import torch
 from torch import nn
 
 import visae
-from visae.erasers import METHODS, Request, Tools, Unsuitable
+from visae.erasers import METHODS, Request, Tools, Unsuitable, tools_of
+from visae.sae import make_sae
 
 GIVEN = {"steps": 2, "guidance": 3.0}
 SMALL = {
     "esd_x": {"iterations": 2, "lr": 1e-3},
     "esd_u": {"iterations": 2, "lr": 1e-3},
+    "itd": {"kept": 20, "margin": 0.0},
+    "dsg": {"false_positives": 1.0, "top_m": 1},
 }
 """Settings under which a method does little."""
 CANNOT = {
@@ -22,6 +25,7 @@ CANNOT = {
     ("sld_strong", "flux"): "without guidance",
     ("sld_max", "flux"): "without guidance",
     **{("uce", name): "text alone" for name in ("dit", "flux", "flux-guided")},
+    **{(method, "dit"): "a site of a text encoder" for method in ("itd", "steerers")},
     **{("esd_x", name): "no cross-attention" for name in ("dit", "flux", "flux-guided")},
 }
 """Method and pipeline -> what the refusal says."""
@@ -61,6 +65,17 @@ def state(pipe, model):
     }
 
 
+def dictionary(d):
+    """One with random weights, of which about half fire."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sae = make_sae("relu_l1", d, 200)
+        for parameter in sae.parameters():
+            parameter.data = torch.randn_like(parameter)
+        sae.decoder.weight.data /= sae.decoder.weight.norm(dim=1, keepdim=True)
+    return sae.eval()
+
+
 class Failing:
     """A context that raises where it ends."""
 
@@ -78,6 +93,9 @@ class Bench:
         row = table.PIPELINES[name]
         self.name, self.prompts, self.site = name, row.prompts, row.block
         self.model = visae.wrap(table.build(name), name=name, image_size=row.size, **row.options)
+        texts = [n for n, s in self.model.sites().items() if s.path.startswith("text") and s.kind == "output"]
+        sites = {row.block, *texts[-2:-1]}
+        self.tools = tools_of(self.model, {n: dictionary(self.model.site(n).d) for n in sites}, given=GIVEN, batch=2)
         self.plain = self.images()
         self.before = state(self.model.pipe, self.model)
 
@@ -96,7 +114,7 @@ def test_a_method_changes_images_inside_its_context_and_leaves_every_bit_of_the_
     name, bench, tmp_path
 ):
     method = replace(METHODS[name], **SMALL.get(name, {}))
-    tools = Tools(site=bench.site, folder=tmp_path, batch=2)
+    tools = replace(bench.tools, folder=tmp_path)
     if said := CANNOT.get((name, bench.name)):
         with pytest.raises(Unsuitable, match=said):
             method.build(bench.model, request_for(bench.name), tools)

@@ -13,6 +13,7 @@ from visae.edit.edits import (
     keep_only,
     negative_of_mean,
     on_tokens,
+    reconstruct,
     replace_tokens,
     scale,
     swap,
@@ -26,6 +27,6 @@ from visae.edit.places import PLACES, Place
 __all__ = [
     "CHANGES", "GATES", "PLACES", "Change", "Edit", "EditedSite", "Editing", "Erasing", "ErrorGate", "Gate", "Moment",
     "Place", "ShareGate", "StrengthGate", "ablate", "above_mean", "active", "add", "at_levels", "clamp", "edited",
-    "edited_sites", "keep_only", "load_erasure", "negative_of_mean", "on_tokens", "replace_tokens", "scale", "swap",
-    "transport",
+    "edited_sites", "keep_only", "load_erasure", "negative_of_mean", "on_tokens", "reconstruct", "replace_tokens",
+    "scale", "swap", "transport",
 ]  # fmt: skip

@@ -81,7 +81,8 @@ class Editing:
         prefix = 0 if site.grid is None else len(site.prefix)  # text sites are nothing but tokens before a grid
         moment = Moment(
             edited.sae, tokens[rows, prefix:].float(), tuple(branch[row] for row in rows),
-            torch.tensor([samples[row] for row in rows], device=tokens.device), sigma, index, call, site.grid,
+            torch.tensor([samples[row] for row in rows], device=tokens.device), sigma, index, call,
+            site.grid if tokens.shape[1] == site.n_tokens else None,
         )  # fmt: skip
         found = [delta for edit, memory in acting if (delta := edit.delta(moment, memory)) is not None]
         if not found:
@@ -146,7 +147,7 @@ def edited_sites(model: Adapted, sites: Sequence[EditedSite], *, lasting: bool =
         place.name: partial(editing.rewrite, one, place) for one, place in zip(editing.sites, places, strict=True)
     }
     watched = model.clock(editing.denoised, lasting=lasting) if isinstance(model, AdaptedPipeline) else nullcontext()
-    with watched as editing.clock, tap(model, *places, rewrite=rewrites, lasting=lasting):
+    with watched as editing.clock, tap(model, *places, rewrite=rewrites, lasting=lasting, any_size=True):
         yield editing
 
 

@@ -197,6 +197,26 @@ class KeepOnly(Change):
         return removed if mask is None else removed * mask
 
 
+@CHANGES.register("reconstruct")
+@dataclass(frozen=True, eq=False)
+class Reconstruct(Change):
+    """What the dictionary does not explain is dropped, and `f' = factor f` for the latents: `x' = decode(f')`.
+
+    Attributes:
+        factor: of the latents; 1 only reconstructs.
+    """
+
+    factor: float = 1.0
+
+    def delta(self, moment: Moment, mask: Tensor | None) -> Tensor:
+        """See `Change.delta`."""
+        change = (self.factor - 1.0) * moment.values(self.latents)
+        dropped = moment.sae.decode(moment.codes).to(moment.x).view_as(moment.x) - moment.x
+        if mask is None:
+            return dropped + moment.decoded(self.latents, change)
+        return dropped * mask.amax(-1, keepdim=True) + moment.decoded(self.latents, change * mask)
+
+
 @CHANGES.register("replace")
 @dataclass(frozen=True, eq=False)
 class Replace(Change):

@@ -17,6 +17,7 @@ from visae.edit.changes import (
     Clamp,
     KeepOnly,
     NegativeOfMean,
+    Reconstruct,
     Replace,
     Scale,
     Swap,
@@ -167,6 +168,11 @@ def swap(first: Iterable[int], second: Iterable[int]) -> Edit:
 def transport(latents: Iterable[int], source: int = 0) -> Edit:
     """All images of the batch get the values of one of them, token by token."""
     return Edit(Transport(_numbers(latents), source))
+
+
+def reconstruct(latents: Iterable[int], factor: float = 1.0) -> Edit:
+    """Tokens give way to what the dictionary makes of them, with `f' = factor f`: the error is dropped."""
+    return Edit(Reconstruct(_numbers(latents), factor))
 
 
 def replace_tokens(

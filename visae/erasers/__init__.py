@@ -1,7 +1,9 @@
 """What makes a pipeline unable to draw a concept: every method is one entry of `METHODS`, ours or a baseline."""
 
-from visae.erasers import closed_form, fine_tuning, guidance, means, negative
+from visae.erasers import closed_form, fine_tuning, guidance, means, negative, published
 from visae.erasers.base import METHODS, Erasure, Method, Request, Tools, Unsuitable
+from visae.erasers.erase import erase
+from visae.erasers.tools import tools_of
 
 __all__ = [
     "METHODS",
@@ -11,8 +13,11 @@ __all__ = [
     "Tools",
     "Unsuitable",
     "closed_form",
+    "erase",
     "fine_tuning",
     "guidance",
     "means",
     "negative",
+    "published",
+    "tools_of",
 ]

@@ -1,6 +1,6 @@
 """What every way to erase a concept takes and gives, so that all are evaluated alike."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from visae.pipelines import AdaptedPipeline
 from visae.registry import Registry
 from visae.sae import Dictionary
 from visae.select.selection import Selection
+from visae.select.statistics import PromptStatistics
 
 
 class Unsuitable(ValueError):
@@ -56,6 +57,13 @@ def _no_dictionary(site: str) -> Dictionary:
     raise Unsuitable(f"this method needs a dictionary of {site or 'a site'}; give one with Tools(sae=...)")
 
 
+def _no_statistics(site: str, prompts: Sequence[str], seed: int) -> PromptStatistics:
+    raise Unsuitable(
+        f"this method needs statistics of {len(prompts)} prompts at {site or 'a site'} (from seed {seed}); give them "
+        "with Tools(statistics=...)"
+    )
+
+
 def _no_selection(site: str, request: Request) -> Selection:
     raise Unsuitable(
         f"this method needs the latents of {request.concept!r} at {site or 'a site'}; give them with Tools(select=...)"
@@ -68,14 +76,18 @@ class Tools:
 
     Attributes:
         site: of the denoiser, where methods act that act at one place; empty where there is none.
+        text_site: of a text encoder, likewise.
         sae: the dictionary of a site, trained or loaded when it is asked for.
+        statistics: what the codes of a site are on prompts, image `i` from the noise of seed `seed + i`.
         select: the latents of a request's concept at a site.
         folder: where methods keep weights that they have trained; None keeps none.
         batch: prompts that run at a time while tuning.
     """
 
     site: str = ""
+    text_site: str = ""
     sae: Callable[[str], Dictionary] = _no_dictionary
+    statistics: Callable[[str, Sequence[str], int], PromptStatistics] = _no_statistics
     select: Callable[[str, Request], Selection] = _no_selection
     folder: Path | None = None
     batch: int = 8

@@ -1,0 +1,51 @@
+"""What methods ask for, made from dictionaries that are at hand."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from visae.data.prompt_layouts import PromptRecord
+from visae.data.prompts import Prompts
+from visae.erasers.base import Tools
+from visae.pipelines import AdaptedPipeline
+from visae.sae import Dictionary
+from visae.select.collecting import collect_statistics
+from visae.select.statistics import PromptStatistics
+from visae.store.sampling import Sampling
+
+
+def tools_of(
+    pipeline: AdaptedPipeline,
+    saes: Mapping[str, Dictionary],
+    *,
+    given: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
+    batch: int = 8,
+) -> Tools:
+    """Tools with these dictionaries; statistics of prompts are kept, so that the next concept starts with them.
+
+    Args:
+        pipeline: the pipeline.
+        saes: site -> dictionary; the first of the denoiser and the first of a text encoder are where methods act.
+        given: arguments of `AdaptedPipeline.generate` in tuning runs, e.g. `{"steps": 20, "guidance": 4.0}`.
+        folder: where statistics and trained weights are kept; None keeps none.
+        batch: images made at a time.
+    """
+    own = pipeline.denoiser.name
+    denoising = [site for site in saes if pipeline.site(site).path.partition(".")[0] == own]
+    texts = [site for site in saes if site not in denoising]
+
+    def statistics(site: str, prompts: Sequence[str], seed: int) -> PromptStatistics:
+        options = dict(given or {})
+        run = Sampling("text") if site in texts else Sampling(
+            steps=options.pop("steps", None), guidance=options.pop("guidance", None),
+            negative=options.pop("negative", None), options=options,
+        )  # fmt: skip
+        asked = Prompts("tuning", [(i, PromptRecord(text, str(i))) for i, text in enumerate(prompts)], seed)
+        kept = None if folder is None else folder / "statistics"
+        return collect_statistics(pipeline, saes[site], site, run, asked, kept, batch=batch)
+
+    return Tools(
+        site=next(iter(denoising), ""), text_site=next(iter(texts), ""), sae=saes.__getitem__, statistics=statistics,
+        folder=folder, batch=batch,
+    )  # fmt: skip
