@@ -14,6 +14,7 @@ GIVEN = {"steps": 2, "guidance": 3.0}
 SMALL = {
     "esd_x": {"iterations": 2, "lr": 1e-3},
     "esd_u": {"iterations": 2, "lr": 1e-3},
+    "crisp": {"iterations": 2, "lr": 1e-2},
     "itd": {"kept": 20, "margin": 0.0},
     "dsg": {"false_positives": 1.0, "top_m": 1},
 }
