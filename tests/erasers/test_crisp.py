@@ -54,7 +54,7 @@ def images(model):
 
 
 def test_latents_stop_firing_with_the_weights_of_the_file_alone(model, sae, concept, tmp_path):
-    tools = Tools(SITE, lambda _: sae, lambda *_: concept.selection, tmp_path)
+    tools = Tools(site=SITE, sae=lambda _: sae, select=lambda *_: concept.selection, folder=tmp_path)
     erasure = replace(METHODS["crisp"], beta=0.1, iterations=15, lr=3e-2).build(model, REQUEST, tools)
     before, after = erasure.told["fired"]["before"], erasure.told["fired"]["after"]
     assert before > 0.3
@@ -109,15 +109,15 @@ def test_the_loss_is_what_is_left_of_the_latents_where_they_fired(model, sae, co
 def test_what_does_not_fit_is_refused(model, sae, concept, tmp_path):
     method, give = METHODS["crisp"], lambda *_: concept.selection
     with pytest.raises(Unsuitable, match="tokens of length"):
-        method.build(model, REQUEST, Tools(SITE, lambda _: make_sae("topk", 7, 24, k=2), give))
+        method.build(model, REQUEST, Tools(site=SITE, sae=lambda _: make_sae("topk", 7, 24, k=2), select=give))
     with pytest.raises(Unsuitable, match="empty"):
-        method.build(model, REQUEST, Tools(SITE, lambda _: sae, lambda *_: chosen([])))
+        method.build(model, REQUEST, Tools(site=SITE, sae=lambda _: sae, select=lambda *_: chosen([])))
     with pytest.raises(Unsuitable, match="fires on target prompts"):
-        method.build(model, REQUEST, Tools(SITE, lambda _: make_sae("topk", sae.d, 24, k=2), give))
+        method.build(model, REQUEST, Tools(site=SITE, sae=lambda _: make_sae("topk", sae.d, 24, k=2), select=give))
     first = "unet.down_blocks.0.resnets.0"
     wide = make_sae("topk", model.site(first).d, 24, k=2)
     with pytest.raises(Unsuitable, match="no layer of attention runs before"):
-        method.build(model, REQUEST, Tools(first, lambda _: wide, give))
+        method.build(model, REQUEST, Tools(site=first, sae=lambda _: wide, select=give))
     with pytest.raises(FileNotFoundError, match="no LoRA weights"):
         read_adapters(tmp_path, "unet")
     with pytest.raises(Unsuitable, match="another model's"):

@@ -14,7 +14,7 @@ GIVEN = {"steps": 2, "guidance": 3.0}
 SMALL = {
     "esd_x": {"iterations": 2, "lr": 1e-3},
     "esd_u": {"iterations": 2, "lr": 1e-3},
-    "crisp": {"iterations": 2, "lr": 1e-2},
+    "crisp": {"iterations": 2, "lr": 1e-2, "least": 0.0},
     "itd": {"kept": 20, "margin": 0.0},
     "dsg": {"false_positives": 1.0, "top_m": 1},
 }
@@ -147,5 +147,5 @@ def test_a_request_without_a_concept_or_without_the_prompts_that_a_method_needs_
 def test_tools_that_bring_no_dictionary_say_so():
     with pytest.raises(Unsuitable, match=r"dictionary of unet\.mid_block"):
         Tools().sae("unet.mid_block")
-    with pytest.raises(Unsuitable, match="latents of 'star'"):
-        Tools().select("unet.mid_block", Request("star"))
+    with pytest.raises(Unsuitable, match=r"statistics of 1 prompts at unet\.mid_block"):
+        Tools().statistics("unet.mid_block", ["a star"], 0)

@@ -64,12 +64,6 @@ def _no_statistics(site: str, prompts: Sequence[str], seed: int) -> PromptStatis
     )
 
 
-def _no_selection(site: str, request: Request) -> Selection:
-    raise Unsuitable(
-        f"this method needs the latents of {request.concept!r} at {site or 'a site'}; give them with Tools(select=...)"
-    )
-
-
 @dataclass(frozen=True)
 class Tools:
     """What methods may ask for beside the pipeline.
@@ -79,7 +73,7 @@ class Tools:
         text_site: of a text encoder, likewise.
         sae: the dictionary of a site, trained or loaded when it is asked for.
         statistics: what the codes of a site are on prompts, image `i` from the noise of seed `seed + i`.
-        select: the latents of a request's concept at a site.
+        select: the latents of a request's concept at a site; None leaves it to the methods.
         folder: where methods keep weights that they have trained; None keeps none.
         batch: prompts that run at a time while tuning.
     """
@@ -88,7 +82,7 @@ class Tools:
     text_site: str = ""
     sae: Callable[[str], Dictionary] = _no_dictionary
     statistics: Callable[[str, Sequence[str], int], PromptStatistics] = _no_statistics
-    select: Callable[[str, Request], Selection] = _no_selection
+    select: Callable[[str, Request], Selection] | None = None
     folder: Path | None = None
     batch: int = 8
 

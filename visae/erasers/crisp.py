@@ -28,6 +28,7 @@ from visae.erasers.calls import Caught, catch, predicted
 from visae.erasers.weights import learning, swapped
 from visae.pipelines import AdaptedPipeline
 from visae.sae import Dictionary, Rows
+from visae.select.concept import select_concept
 from visae.select.selection import Selection
 from visae.sites import Site
 from visae.taps import tap
@@ -94,12 +95,14 @@ class Suppression:
 
 @dataclass(frozen=True)
 class Crisp(Method):
-    """Adapters by CRISP, see the module; needs `Tools.site`, `Tools.sae` and `Tools.select`, and peft.
+    """Adapters by CRISP, see the module; needs a site, its dictionary and statistics (or a selection), and peft.
 
     With `Tools.folder` the adapters are written there as LoRA weights of diffusers, and what the erasure uses has been
     read back from that file. Inside the context they are worked into the weights: nothing is hooked.
 
     Attributes:
+        top_m: latents, where `Tools.select` brings none: those that fire more often on target than on retain prompts.
+        least: how many times larger their mean on target prompts must be.
         rank: of the adapters.
         alpha: see the module.
         beta: see the module.
@@ -108,6 +111,8 @@ class Crisp(Method):
         lr: learning rate. The paper's, 1e-5, is for language models of billions of weights.
     """
 
+    top_m: int = 10
+    least: float = 3.0
     rank: int = 4
     alpha: float = 5.0
     beta: float = 0.99
@@ -146,7 +151,7 @@ class Crisp(Method):
                 f"CRISP acts at a site of {pipeline.denoiser.name}, got {tools.site!r}; give one with Tools(site=...)"
             )
         site = pipeline.site(tools.site)
-        sae, selection = tools.sae(site.name), tools.select(site.name, request)
+        sae, selection = tools.sae(site.name), self._select(site.name, request, tools)
         if sae.d != site.d or max(selection.latents, default=-1) >= sae.n_latents:
             raise Unsuitable(
                 f"site {site.name} has tokens of length {site.d}; got a dictionary for {sae.d} with {sae.n_latents} "
@@ -155,6 +160,17 @@ class Crisp(Method):
         if not selection.latents:
             raise Unsuitable(f"the selection of {request.concept!r} at {site.name} is empty")
         return Suppression(pipeline, site, sae, selection)
+
+    def _select(self, site: str, request: Request, tools: Tools) -> Selection:
+        if tools.select is not None:
+            return tools.select(site, request)
+        target, retain = (
+            tools.statistics(site, request.prompts(which), request.seed) for which in ("target", "retain")
+        )
+        return select_concept(
+            target, retain, score="frequency_ratio", top_m=self.top_m, per_level=False, concept=request.concept,
+            least=self.least,
+        )  # fmt: skip
 
     def _train(
         self, concept: Suppression, names: Sequence[str], request: Request, target: Sequence[str], retain: Sequence[str]
