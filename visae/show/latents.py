@@ -53,7 +53,7 @@ def best_labels(chosen_on: CodeTable, measured_on: CodeTable | None) -> dict[int
     best: dict[int, list[LatentLabel]] = {}
     for factor in chosen_on.factors:
         found = label_scores(chosen_on, factor)
-        always = (2 * found.n_positive / (found.n_positive + found.n))[:, None]
+        always = (2 * found.n_positive / np.maximum(found.n_positive + found.n, 1))[:, None]
         lift = np.nan_to_num((found.scores["f1"] - always) / np.maximum(1 - always, 1e-12), nan=0.0)
         order = np.argsort(-lift, axis=0, kind="stable")[:BEST]
         for column in np.flatnonzero(lift.max(0) > 0):
