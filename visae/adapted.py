@@ -1,6 +1,7 @@
 """What adapted models have in common: the hash of their weights, where their tokens lie, whether they can be tapped."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from visae.geometry import Framing, Geometry
 from visae.sites import Site
 
 
-class Adapted:
+class Adapted(ABC):
     """A native model under the names that visae uses; vision models and pipelines build on it.
 
     Attributes:
@@ -29,13 +30,13 @@ class Adapted:
         def module(self) -> nn.Module:
             """The module that site paths start from."""
 
+    @abstractmethod
     def sites(self) -> dict[str, Site]:
         """Sites by alias, in the order in which the model runs them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def site(self, name: str | Site) -> Site:
         """The site of a name, or this model's own at the place of a `Site` from a card."""
-        raise NotImplementedError
 
     @cached_property
     def revision(self) -> str:

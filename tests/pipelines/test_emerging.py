@@ -26,6 +26,18 @@ SCHEDULERS = [
 ]
 
 
+def predictions():
+    """Every scheduler with each kind of prediction that tells the image at all of its noise levels."""
+    for cls, options in SCHEDULERS:
+        if "Flow" in cls.__name__ or "flow_shift" in options:
+            yield cls, options, "flow"
+            continue
+        blind = ["epsilon"] if options.get("rescale_betas_zero_snr") else []  # at zero signal, noise says nothing
+        for kind in ("epsilon", "v_prediction", "sample"):
+            if kind not in blind:
+                yield cls, {"prediction_type": kind} | options, kind
+
+
 def truth(scheduler, kind, timestep, clean, noise):
     """Noisy latents as the scheduler keeps them, and what a denoiser that knows the truth puts out."""
     place = int((scheduler.timesteps == timestep).nonzero()[0])
@@ -39,19 +51,13 @@ def truth(scheduler, kind, timestep, clean, noise):
     return (clean + ((1 - a) / a).sqrt() * noise if sigma_scaled else mixed), output
 
 
-@pytest.mark.parametrize(("cls", "options"), SCHEDULERS)
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(("cls", "options", "kind"), list(predictions()))
 def test_a_denoiser_that_knows_the_truth_predicts_it_at_every_step(cls, options, kind):
-    flow = "Flow" in cls.__name__ or "flow_shift" in options
-    if flow and kind != "epsilon":
-        pytest.skip("flows predict one thing")
-    if options.get("rescale_betas_zero_snr") and kind == "epsilon":
-        pytest.skip("noise says nothing of the image at zero signal")
-    scheduler = cls(**({} if flow else {"prediction_type": kind}) | options)
+    scheduler = cls(**options)
     scheduler.set_timesteps(7)
     clean, noise = torch.randn(2, 2, 4, 5, 6, dtype=torch.float64, generator=torch.manual_seed(0))
     for timestep in scheduler.timesteps.unique():
-        sample, output = truth(scheduler, "flow" if flow else kind, timestep, clean, noise)
+        sample, output = truth(scheduler, kind, timestep, clean, noise)
         found = predicted_clean(scheduler, output, timestep, sample)
         assert torch.allclose(found.double(), clean, atol=5e-3, rtol=5e-3), float(timestep)
 

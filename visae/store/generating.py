@@ -1,5 +1,6 @@
 """Forward passes that bring tokens of a pipeline: while it makes images, and from its text encoders alone."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from time import perf_counter
@@ -22,7 +23,7 @@ _TIMED = 4
 """Calls of the denoiser from which the duration of a generation is told."""
 
 
-class Collecting:
+class Collecting(ABC):
     """Base of the forward passes of a pipeline: they fill slot after slot of a batch's rows.
 
     A context: what watches the pipeline stands from the first batch until it is left.
@@ -85,12 +86,12 @@ class Collecting:
         with torch.no_grad(), quiet(self._model.pipe):
             self._work(batch)
 
-    def _enter(self) -> None:
+    def _enter(self) -> None:  # noqa: B027 (nothing by default)
         """Puts up what watches the pipeline beside the tap."""
 
+    @abstractmethod
     def _work(self, batch: Batch) -> None:
         """Runs the pipeline on a batch; `_keep` is called on the way."""
-        raise NotImplementedError
 
     def _keep(self, slot: int, samples: slice | Tensor) -> None:
         """Takes the tokens of a slot from the latest call, where each of the batch's items has a row in `samples`."""

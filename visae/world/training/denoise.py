@@ -1,5 +1,6 @@
 """What the pipelines learn: latents and captions in, the error of a predicted velocity out."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def object_weights(masks: np.ndarray, ground: float) -> Tensor:
     return ground + (1.0 - ground) * near
 
 
-class Denoising:
+class Denoising(ABC):
     """A denoiser in training, behind a text encoder; see `visae.world.training.loop.Learning`.
 
     Args:
@@ -97,6 +98,7 @@ class Denoising:
         errors = (predicted.float() - velocity).square()
         return {"all": errors.mean(), "total": (weights * errors).mean() / weights.mean()}
 
+    @abstractmethod
     def path(self, clean: Tensor, noise: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where latents are at noise levels in 0 .. 1, how they move there, and the times `[B]` the denoiser is told.
 
@@ -105,11 +107,10 @@ class Denoising:
             noise: the same shape.
             levels: `[B]`.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, noised: Tensor, times: Tensor, texts: list[str]) -> Tensor:
         """The denoiser's velocity `[B, C, H, W]` for noised latents, times `[B]` and texts."""
-        raise NotImplementedError
 
 
 class VDenoising(Denoising):
