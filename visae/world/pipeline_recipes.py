@@ -1,7 +1,7 @@
 """How the shipped text-to-image pipelines are made: everything that decides their weights, as data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from visae.world.models.clip_tokenizer import CONTEXT, END, START, vocabulary
@@ -22,11 +22,16 @@ class AutoencoderRecipe(Schedule):
         noise: noise upon latents in training, in standard deviations of each channel; it is also the spread of the
             posterior that the encoder reports.
         texture: weight of the error of local standard deviations, without which grain and speckles come out smooth.
+        features: weight of the error in what `tiny-vit` sees, as a share of its variance (after Johnson et al.,
+            "Perceptual losses", 2016): outlines of grainy objects matter more to it than grain, which nobody can keep.
+        frozen: whether the encoder stays as it is.
     """
 
     guided: int = 300
     noise: float = 0.1
     texture: float = 0.5
+    features: float = 0.0
+    frozen: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,13 @@ def autoencoder() -> AutoencoderRecipe:
     )
 
 
+def decoder() -> AutoencoderRecipe:
+    """What follows `autoencoder`: the decoder goes on alone, and learns to keep what shapes and styles are told by."""
+    return replace(
+        autoencoder(), name="decoder", steps=4200, lr=1e-3, warmup=100, ema=0.995, guided=0, features=2.0, frozen=True,
+    )  # fmt: skip
+
+
 def _clip_text() -> dict[str, Any]:
     tokens = vocabulary()
     return {
@@ -121,7 +133,7 @@ def tiny_sd() -> PipelineRecipe:
     return PipelineRecipe(
         "tiny-sd",
         {"denoiser": unet, "scheduler": scheduler, "text_encoder": _clip_text()},
-        steps=16_000,
+        steps=20_000,
         batch=32,
         lr=1e-3,
         warmup=200,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from visae.world import models
 from visae.world.hashing import Stream
 from visae.world.pipeline_recipes import LATENT_CHANNELS, AutoencoderRecipe
 from visae.world.training.cache import Cache
@@ -59,6 +60,10 @@ class Autoencoding:
         self.levels = np.zeros(len(cache), int)
         weight, bias = principal_components(_sample(cache))
         self._components = weight.to(device), bias.to(device)
+        if recipe.frozen:
+            for part in (self.model.encoder, self.model.quant_conv):
+                part.requires_grad_(False)
+        self._eye: Any = models.build("tiny-vit").to(device).requires_grad_(False) if recipe.features else None
 
     def loss(self, rows: np.ndarray, pick: np.ndarray, step: int) -> dict[str, Tensor]:  # noqa: ARG002
         """Absolute and square error of pixels, error of texture, and what keeps the latents where they are.
@@ -81,7 +86,29 @@ class Autoencoding:
         textures = (texture(shown) - texture(images)).abs().mean()
         held = functional.mse_loss(latents, components) if guided else 1e-4 * latents.square().mean()
         total = pixels + self.recipe.texture * textures + held
-        return {"pixels": pixels, "texture": textures, "held": held, "total": total}
+        told = {"pixels": pixels, "texture": textures, "held": held}
+        if self._eye is not None:
+            told["features"] = self._features(shown, images)
+            total = total + self.recipe.features * told["features"]
+        return told | {"total": total}
+
+    def _features(self, shown: Tensor, images: Tensor) -> Tensor:
+        """Square error of what two blocks of `tiny-vit` give, each as a share of its variance."""
+        with torch.no_grad():
+            wanted = self._seen(images)
+        pairs = zip(self._seen(shown), wanted, strict=True)
+        return torch.stack(
+            [functional.mse_loss(one.float(), of.float()) / of.float().var() for one, of in pairs]
+        ).mean()
+
+    def _seen(self, images: Tensor) -> list[Tensor]:
+        """Tokens of blocks 1 and 3, of images in -1 .. 1."""
+        known = models.config("tiny-vit")["preprocess_cfg"]
+        mean, std = (torch.tensor(known[key], device=self.device).view(1, 3, 1, 1) for key in ("mean", "std"))
+        return self._eye.forward_intermediates(  # type: ignore[no-any-return]
+            ((images + 1.0) / 2.0 - mean) / std, indices=[1, 3], output_fmt="NLC", intermediates_only=True,
+            stop_early=True,
+        )  # fmt: skip
 
 
 def _sample(cache: Cache) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from visae.world import models
-from visae.world.pipeline_recipes import PIPELINE_RECIPES, AutoencoderRecipe, PipelineRecipe, autoencoder
+from visae.world.pipeline_recipes import PIPELINE_RECIPES, AutoencoderRecipe, PipelineRecipe, autoencoder, decoder
 from visae.world.training.assemble import components, make_autoencoder, pipeline, write_pipeline
 from visae.world.training.autoencode import Autoencoding, standardise
 from visae.world.training.cache import Cache, open_cache
@@ -31,14 +31,29 @@ _ABOUT = {
 }
 
 
-def trained_autoencoder(recipe: AutoencoderRecipe, cache: Cache, work: Path, device: str) -> Any:
-    """The autoencoder with latents of unit variance, trained now unless its checkpoint is complete."""
+def trained_autoencoder(
+    recipe: AutoencoderRecipe, after: AutoencoderRecipe, cache: Cache, work: Path, device: str
+) -> Any:
+    """The autoencoder with latents of unit variance, trained now unless its checkpoints are complete.
+
+    Args:
+        recipe: of both halves.
+        after: of the decoder alone, when the scale of the latents is settled.
+        cache: on what.
+        work: folder for checkpoints.
+        device: where.
+    """
     torch.manual_seed(recipe.seed)
     model = make_autoencoder(recipe)
-    state = fit(Autoencoding(recipe, cache, model, device), recipe, work / "autoencoder.checkpoint", lambda *_: None)
+    state = fit(Autoencoding(recipe, cache, model, device), recipe, work / "autoencoder.checkpoint", _nothing)
     model.load_state_dict(state)
     standardise(model, cache, recipe.noise)
-    return model
+    model.load_state_dict(fit(Autoencoding(after, cache, model, device), after, work / "decoder.checkpoint", _nothing))
+    return model.requires_grad_(False).eval()
+
+
+def _nothing(*_: Any) -> None:
+    pass
 
 
 def train_pipeline(name: str, target: Path, work: Path, device: str, n_test: int = 384) -> dict[str, float]:
@@ -62,7 +77,7 @@ def train_pipeline(name: str, target: Path, work: Path, device: str, n_test: int
     recipe = PIPELINE_RECIPES[name]()
     cache = open_cache(work, recipe.singles, recipe.several)
     if name == "tiny-sd":
-        vae = trained_autoencoder(autoencoder(), cache, work, device)
+        vae = trained_autoencoder(autoencoder(), decoder(), cache, work, device)
     else:
         vae = models.pipeline("tiny-sd").vae
     latents = open_latents(work, cache, recipe.singles, vae, device)
@@ -125,6 +140,7 @@ def _card(
         "weights": "fp16, running average of the training weights; metrics are of these rounded weights",
         "recipe": how(recipe),
         "autoencoder_recipe": how(autoencoder()),
+        "decoder_recipe": how(decoder()),
         "trained_on": {
             "drawing_version": DRAWING_VERSION,
             "worlds": ["world:train?objects=1&seed=0", "world:train?objects=1-3&seed=1"],
