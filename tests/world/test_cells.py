@@ -11,6 +11,7 @@ from visae.world.cells import FIRST_SEED, cells
 from visae.world.factors import COLOURS, SHAPES, STYLES
 from visae.world.lexicon import ADJECTIVES, NOUNS, PHRASES
 from visae.world.training.latents import withheld_combinations
+from visae.world.tuning import tuning
 
 
 def value(prompt, factor):
@@ -81,3 +82,37 @@ def test_a_spec_names_them_and_wrong_ones_are_refused(tests):
         load_prompts("world:cells?phrasings=0")
     with pytest.raises(ValueError, match="count from 1, got 1 and 0"):
         cells(seeds=0)
+
+
+@pytest.mark.parametrize("concepts", [[("style", "dots")], [("shape", "star"), ("style", "flat")]])
+def test_what_is_tuned_on_knows_nothing_of_the_test_and_pairs_differ_in_the_concept_alone(concepts, tests):
+    found = tuning(concepts, "train", phrasings=2)
+    texts = {one.text for one in (*found.target, *found.retain)} | {text for pair in found.pairs for text in pair}
+    assert all(part_of_text(text) == "train" for text in texts)
+    assert not texts & {one.text for one in tests}
+    assert not {one.seed for one in (*found.target, *found.retain)} & {one.seed for one in tests}
+    assert all(one.asks_for(concepts) for one in found.target)
+    assert not any(one.asks_for(concepts) for one in found.retain)
+    assert len(found.target) + len(found.retain) == 216
+    said = [words for factor, name in concepts for words in (*NOUNS.get(factor, {}).get(name, ()),
+            *ADJECTIVES.get(factor, {}).get(name, ()), *PHRASES.get(factor, {}).get(name, ()))]  # fmt: skip
+    for first, second in found.pairs:
+        assert first != second
+        assert any(words in first for words in said)
+        kept = first.replace(" an ", " a ").split(), second.replace(" an ", " a ").split()
+        shared = [word for word in kept[0] if word in kept[1]]
+        assert len(shared) >= len(kept[0]) - 4, (first, second)
+    left = {"style": 8, "shape": 12}
+    others = [left[f] - sum(g == f for g, _ in concepts) for f, _ in concepts]
+    assert len(found.pairs) == 2 * sum(others)
+
+
+def test_nothing_is_tuned_on_test_prompts_or_on_what_does_not_exist():
+    with pytest.raises(ValueError, match="tune on 'train' or 'validation'"):
+        tuning([("style", "dots")], "test")
+    with pytest.raises(ValueError, match="at least one concept"):
+        tuning([])
+    with pytest.raises(UnknownName, match="Did you mean 'dots'"):
+        tuning([("style", "dot")])
+    with pytest.raises(UnknownName, match="domain of the world 'colour'"):
+        tuning([("colour", "red")])
