@@ -43,6 +43,8 @@ def test_an_interval_is_as_wide_as_the_law_of_shares_says():
     width = 2 * 1.96 * (0.75 * 0.25 / 400) ** 0.5
     assert found.high - found.low == pytest.approx(width, rel=0.1)
     assert rate([Tally.of(np.arange(400) % 4 != 0)]) == found
+    few = rate([Tally.of(np.arange(400) % 4 != 0, np.arange(400) < 100)])
+    assert few.high - few.low == pytest.approx(2 * width, rel=0.15)
     assert rate([hits(1, 1, 1)]).low == 1
 
 
