@@ -5,7 +5,7 @@ both, and how far the pictures moved where nothing should have, is told by `visa
 `visae.evaluate.harm`, and printed by `visae.evaluate.erasure_table`. Nothing here knows how an erasure works.
 
 Example:
-    >>> prompts = list(cells("test"))
+    >>> prompts = cells("test").items
     >>> judges = {"judge": judged, "tiny-clip": clip_judged}
     >>> plain = Plain.of(prompts, lambda: draw(pipeline, prompts, steps=20), judges, clip_vectors)
     >>> print(Table([plain.measure(erasure, [("style", "dots")], "ours")]))
@@ -108,7 +108,7 @@ class Plain:
         """Draws the plain pictures and has them judged.
 
         Args:
-            prompts: of the pictures, e.g. `visae.world.cells.cells("test")`.
+            prompts: of the pictures, e.g. `visae.world.cells.cells("test").items`.
             make: draws them, the same ones whenever it is called, e.g. `lambda: draw(pipeline, prompts, steps=20)`.
             judges: name -> judge.
             embed: brings pictures to vectors.

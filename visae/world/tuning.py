@@ -52,7 +52,7 @@ def tuning(concepts: Sequence[Concept], part: str = "train", phrasings: int = 1)
             raise UnknownName("domain of the world", factor, DOMAINS)
         if value not in FACTORS[factor]:
             raise UnknownName(factor, value, FACTORS[factor])
-    known = list(cells(part, phrasings))
+    known = cells(part, phrasings).items
     return Tuning(
         " , ".join(prompts(factor, value)[0] for factor, value in concepts),
         [one for one in known if one.asks_for(concepts)],
@@ -65,7 +65,7 @@ def _pairs(concept: Concept, erased: set[Concept], part: str, phrasings: int) ->
     """Pairs of a concept, one for each value that may stand in its place and each phrasing."""
     factor, value = concept
     others = [other for other in FACTORS[factor] if (factor, other) not in erased]
-    found = []
+    found: list[tuple[str, str]] = []
     for number, other in enumerate(others * phrasings):
         stream = Stream(102, list(PARTS).index(part), FACTORS[factor].index(value), number)
         while True:
