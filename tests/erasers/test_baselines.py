@@ -134,3 +134,19 @@ def test_fine_tuning_variants_touch_the_weights_that_they_name(model):
             changed = {key for key, weight in unet.named_parameters() if not torch.equal(weight, before[key])}
         assert changed
         assert {".attn2." in key for key in changed} == {crossed}
+
+
+def test_a_second_attention_that_sees_no_text_is_not_taken_for_cross_attention(tiny_pipelines):
+    row = tiny_pipelines.PIPELINES["sd35"]
+    model = visae.wrap(tiny_pipelines.build("sd35"), image_size=row.size, **row.options)
+    assert any(".attn2." in name for name, _ in model.pipe.transformer.named_parameters())
+    with pytest.raises(Unsuitable, match="no cross-attention"):
+        METHODS["esd_x"].build(model, REQUEST, Tools())
+
+
+def test_a_third_branch_of_the_batch_is_refused_where_calls_have_to_be_cut(tiny_pipelines):
+    row = tiny_pipelines.PIPELINES["pag"]
+    model = visae.wrap(tiny_pipelines.build("pag"), image_size=row.size, **row.options)
+    for name in ("sld", "uce", "esd_u"):
+        with pytest.raises(Unsuitable, match="third branch"):
+            METHODS[name].build(model, REQUEST, Tools())

@@ -25,7 +25,7 @@ CANNOT = {
     ("sld", "flux"): "without guidance",
     ("sld_strong", "flux"): "without guidance",
     ("sld_max", "flux"): "without guidance",
-    **{("uce", name): "text alone" for name in ("dit", "flux", "flux-guided")},
+    **{("uce", name): "no cross-attention" for name in ("dit", "flux", "flux-guided")},
     **{(method, "dit"): "a site of a text encoder" for method in ("itd", "steerers")},
     **{("esd_x", name): "no cross-attention" for name in ("dit", "flux", "flux-guided")},
 }

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from visae.clock import Branch, Step
+from visae.erasers.base import Unsuitable
 from visae.first_calls import FirstCall, Stopped, quiet
 from visae.pipelines import AdaptedPipeline
 from visae.readings import arguments
@@ -41,8 +42,17 @@ class Caught:
         return [row for row, its in enumerate(self.step.branch) if its == branch]
 
     def cut(self, *rows: int) -> FirstCall:
-        """The call with these rows of the batch alone."""
+        """The call with these rows of the batch alone.
+
+        Raises:
+            Unsuitable: if the pipeline has more than two branches, whose attention takes the batch apart.
+        """
         n, wanted = len(self.step.branch), list(rows)
+        if len(set(self.step.branch)) > 1 and "none" in self.step.branch:
+            raise Unsuitable(
+                "this pipeline's batch has a third branch (perturbed attention guidance), and its attention works on "
+                "all of them at once only; switch that off, or take a method that changes activations"
+            )
         if wanted == list(range(n)):
             return self.call
         return self.call.mapped(lambda _, value: value[wanted] if value.dim() and value.shape[0] == n else value)

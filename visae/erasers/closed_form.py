@@ -52,6 +52,11 @@ class ClosedForm(Method):
         """See `Method.build`; needs layers that read the text alone, i.e. cross-attention."""
         module: nn.Module = getattr(pipeline.pipe, pipeline.denoiser.name)
         names, given = text_layers(pipeline, request), dict(request.given)
+        if not names:
+            raise Unsuitable(
+                f"{type(module).__name__} has no cross-attention: none of its layers makes keys or values of the text "
+                "alone, so there is no closed form; take a method that changes other weights, or activations"
+            )
         edits = [(request.concept, self.guide), *request.pairs]
         concept = text_inputs(pipeline, names, [old for old, _ in edits], tools.batch, given)
         guide = text_inputs(pipeline, names, [new for _, new in edits], tools.batch, given)
@@ -85,10 +90,8 @@ METHODS.register("uce")(ClosedForm())
 def text_layers(pipeline: AdaptedPipeline, request: Request) -> list[str]:
     """Names, inside the denoiser, of the layers that make keys and values of the text alone.
 
-    They are those whose input for a prompt is the same for another noise at another noise level.
-
-    Raises:
-        Unsuitable: if there are none.
+    They are those whose input for a prompt is the same for another noise at another noise level; empty where text and
+    image are mixed at once.
     """
     module: nn.Module = getattr(pipeline.pipe, pipeline.denoiser.name)
     found = [
@@ -101,13 +104,7 @@ def text_layers(pipeline: AdaptedPipeline, request: Request) -> list[str]:
         _inputs(module, found, catch(pipeline, [request.concept], [request.seed + index], index, **given).asked)
         for index in (0, 1)
     )
-    same = [name for name in found if name in first and torch.allclose(first[name], last[name], rtol=1e-4, atol=1e-5)]
-    if not same:
-        raise Unsuitable(
-            f"{type(module).__name__} has no layer that makes keys or values of the text alone, so there is no closed "
-            "form; take a method that changes other weights, or activations"
-        )
-    return same
+    return [name for name in found if name in first and torch.allclose(first[name], last[name], rtol=1e-4, atol=1e-5)]
 
 
 def text_inputs(

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from visae.erasers.base import METHODS, Erasure, Method, Request, Tools, Unsuitable
 from visae.erasers.calls import Caught, Prompted, catch, predicted
+from visae.erasers.closed_form import text_layers
 from visae.erasers.weights import learning, swapped
 from visae.pipelines import AdaptedPipeline
 
@@ -33,7 +34,7 @@ class FineTuning(Method):
         eta: how far beyond the unconditional output the aim lies.
         guidance: of the runs that draw images, where the pipeline is guided.
         iterations: gradient steps, on one image each.
-        lr: learning rate of Adam.
+        lr: learning rate of Adam. The paper's is for Stable Diffusion; small models learn little at it.
     """
 
     which: Literal["cross", "others", "all"] = "cross"
@@ -46,7 +47,7 @@ class FineTuning(Method):
     def build(self, pipeline: AdaptedPipeline, request: Request, tools: Tools) -> Erasure:
         """See `Method.build`; `told` has the loss of every iteration."""
         module: nn.Module = getattr(pipeline.pipe, pipeline.denoiser.name)
-        names, given = self._names(pipeline, module), self._given(pipeline, request)
+        names, given = self._names(pipeline, request, module), self._given(pipeline, request)
         prompts = (request.concept,) if self.on == "concept" else request.prompts("target")
         first = catch(pipeline, [prompts[0]], [0], **given)
         blank = Prompted(pipeline, "", given) if first.unasked is None else None
@@ -81,14 +82,16 @@ class FineTuning(Method):
         free = predicted(module, plain)
         return free - self.eta * (predicted(module, caught.asked) - free)
 
-    def _names(self, pipeline: AdaptedPipeline, module: nn.Module) -> list[str]:
-        parts = pipeline.denoiser.naming.cross
-        known = {name: any(part in name.split(".") for part in parts) for name, _ in module.named_parameters()}
+    def _names(self, pipeline: AdaptedPipeline, request: Request, module: nn.Module) -> list[str]:
+        readers = {name.rpartition(".")[0] for name in text_layers(pipeline, request)}
+        known = {
+            name: any(name.startswith(f"{reader}.") for reader in readers) for name, _ in module.named_parameters()
+        }
         wanted = [name for name, cross in known.items() if self.which == "all" or cross == (self.which == "cross")]
         if not wanted:
             raise Unsuitable(
-                f"{type(module).__name__} has no cross-attention (modules called {' or '.join(parts)}), so there are "
-                "no weights of that kind to train; take the variant that trains the others, or all"
+                f"{type(module).__name__} has no cross-attention, i.e. none that reads the text alone, so there are no "
+                "weights of that kind to train; take the variant that trains the others, or all"
             )
         return wanted
 
