@@ -231,3 +231,11 @@ def test_noise_levels_meet_the_schedulers_own(models):
         assert noise_scale(edm) == "variance"
     with pytest.raises(ValueError, match="alphas_cumprod"):
         noise_level(diffusers.ScoreSdeVeScheduler(), 1.0)
+
+
+def test_clocks_within_clocks_all_know_how_many_images_are_made(tiny_pipelines):
+    model = visae.wrap(tiny_pipelines.build("dit"), image_size=(16, 16))
+    with model.clock() as outer, model.clock() as inner:
+        model.generate([3, 7], [1, 1], steps=1, guidance=1.0)  # alike latents, which a count of copies would mistake
+    assert outer.now == inner.now
+    assert outer.now.branch == ("none", "none")
