@@ -14,7 +14,7 @@ from visae.first_calls import FirstCall, Stopped, quiet
 from visae.pipelines import AdaptedPipeline
 from visae.readings import arguments
 from visae.sites import Site
-from visae.store.sampling import Collection, Sampling, Slot
+from visae.store.sampling import Collection, Mode, Sampling, Slot
 
 
 def collection(model: AdaptedPipeline, site: Site, sampling: Sampling) -> Collection:
@@ -23,7 +23,7 @@ def collection(model: AdaptedPipeline, site: Site, sampling: Sampling) -> Collec
     Raises:
         ValueError: for steps or a branch that the run does not have, or a site that does not run in this mode.
     """
-    _check_site(model, site, sampling)
+    check_site(model, site, sampling.mode)
     pipe = model.pipe
     steps = _default(model, "num_inference_steps", sampling.steps)
     guidance = _default(model, "guidance_scale", sampling.guidance)
@@ -75,10 +75,15 @@ def first_call(
         return clock.now, caught[0]
 
 
-def _check_site(model: AdaptedPipeline, site: Site, sampling: Sampling) -> None:
+def check_site(model: AdaptedPipeline, site: Site, mode: Mode) -> None:
+    """Refuses a site that does not run in a mode of collecting.
+
+    Raises:
+        ValueError: if it belongs to a text encoder and the mode is another than `text`, or the reverse.
+    """
     part = site.path.partition(".")[0]
     texts = [text.name for text in model.texts]
-    if (part in texts) != (sampling.mode == "text"):
+    if (part in texts) != (mode == "text"):
         what = "the text encoders, which run once: collect them alone (mode 'text')" if part in texts else (
             f"{part}, which the mode 'text' does not run: choose a site of {', '.join(texts) or 'a text encoder'}"
         )  # fmt: skip

@@ -12,15 +12,23 @@ from visae.pipelines import AdaptedPipeline
 from visae.sites import Site, tokens_text
 from visae.store.making import making
 from visae.store.meta import StoreMeta
+from visae.store.sampling import Collection, Sampling
 from visae.store.store import Chunk
 from visae.store.stream import Stream
 from visae.tokens import TokenPolicy
 
 
+def alike(site: Site, sampling: Sampling | Collection | None = None) -> tuple[Any, ...]:
+    """Equal for sites whose tokens one run brings side by side: the same tokens, and of text the same encoder."""
+    text = sampling is not None and sampling.mode == "text"
+    return site.token_kinds, site.grid, site.path.partition(".")[0] if text else None
+
+
 class WideStream(Stream):
     """Rows of several sites side by side, `[n, sum of d]`, computed in one forward pass when they are asked for.
 
-    A loader serves them in the order in which a `Stream` of the first site would.
+    Of a pipeline, one generation brings the rows of all sites. A loader serves them in the order in which a `Stream` of
+    the first site would.
 
     Args:
         model: the model.
@@ -50,7 +58,7 @@ class WideStream(Stream):
             raise ValueError(f"name at least one site, each once; got {[site.name for site in found]}")
         super().__init__(model, found[0], data, policy, **options)
         for site in found[1:]:
-            if (site.token_kinds, site.grid) != (self.site.token_kinds, self.site.grid):
+            if alike(site, self.meta.collected) != alike(self.site, self.meta.collected):
                 raise ValueError(
                     f"one forward pass serves sites with the same tokens; {self.site.name} has "
                     f"{tokens_text(self.site)}, {site.name} has {tokens_text(site)}: store them, or take one at a time"

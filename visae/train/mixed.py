@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from visae.sae import Rows
+from visae.sae.side import join
 
 
 class Mixed:
@@ -27,24 +29,27 @@ class Mixed:
         self.loaders, self.means, self.scales, self.drawn = list(loaders), list(means), list(scales), 0
         self.shares = shares(batch, len(loaders))
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """Batches `[batch, d]` float32 from where it stands."""
+    def __iter__(self) -> Iterator[Tensor | Rows]:
+        """Batches `[batch, d]` float32 from where it stands, with the side information that all loaders bring."""
         sources = [iter(loader) for loader in self.loaders]
         while True:
             try:
                 raw = [next(source) for source in sources]
             except StopIteration:
                 return
-            rows = [getattr(one, "rows", one) for one in raw]
-            parts = [self._share(i, x) for i, x in enumerate(rows)]
+            parts = [self._share(i, x) for i, x in enumerate(raw)]
             self.drawn += 1
-            yield torch.cat(parts)
+            yield join(parts)
 
-    def _share(self, i: int, x: Tensor) -> Tensor:
-        share = self.shares[i]
-        start = 0 if len(x) == share else sum(self.shares[: (i + self.drawn) % len(self.shares)])
-        picked = x[min(start, len(x) - share) :][:share].float()
-        return (picked - self.means[i].to(picked)) * self.scales[i].to(picked)
+    def _share(self, i: int, x: Any) -> Tensor | Rows:
+        rows, share = getattr(x, "rows", x), self.shares[i]
+        start = 0 if len(rows) == share else sum(self.shares[: (i + self.drawn) % len(self.shares)])
+        start = min(start, len(rows) - share)
+        picked = rows[start : start + share].float()
+        scaled = (picked - self.means[i].to(picked)) * self.scales[i].to(picked)
+        if not isinstance(x, Rows):
+            return scaled
+        return Rows(scaled, {name: value[start : start + share] for name, value in x.side.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Where all loaders stand."""

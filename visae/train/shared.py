@@ -221,9 +221,8 @@ class _Wide:
         self.tee = Tee(self._draw, loader.state_dict)
         self.tee.mark()
 
-    def _draw(self) -> Tensor:
-        raw = next(self._source)
-        return getattr(raw, "rows", raw)
+    def _draw(self) -> Any:
+        return next(self._source)
 
     def go(self, state: dict[str, Any]) -> None:
         """Stands where a part's state was taken; moved by the first part that asks."""
@@ -240,13 +239,15 @@ class Part:
     def __init__(self, wide: _Wide, columns: slice):
         self._wide, self._reader, self._columns = wide, Reader(wide.tee), columns
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """Batches `[b, columns]` from where it stands."""
+    def __iter__(self) -> Iterator[Tensor | Rows]:
+        """Batches `[b, columns]` from where it stands, with the side information of their rows."""
         while True:
             try:
-                yield next(self._reader)[:, self._columns]
+                raw = next(self._reader)
             except StopIteration:
                 return
+            rows = getattr(raw, "rows", raw)[:, self._columns]
+            yield Rows(rows, raw.side) if isinstance(raw, Rows) else rows
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from visae.sae import Dictionary
+from visae.sae import Dictionary, Rows
 from visae.train import resuming
 from visae.train.config import TrainConfig
 from visae.train.coupling import couple, part, together
@@ -97,7 +97,7 @@ class Suite:
     def fit(
         self,
         loaders: Iterable[Any] | Mapping[str, Iterable[Any]],
-        validation: Iterable[Tensor] | Mapping[str, Iterable[Tensor]] | None = None,
+        validation: Iterable[Tensor | Rows] | Mapping[str, Iterable[Tensor | Rows]] | None = None,
         *,
         resume: bool = False,
     ) -> SuiteResult:
@@ -147,7 +147,7 @@ class Suite:
         return processes.device if config.device == "auto" else torch.device(config.device)
 
     def _runners(
-        self, streams: Mapping[str, Iterable[Any]], held_out: Mapping[str, Iterable[Tensor]], resume: bool
+        self, streams: Mapping[str, Iterable[Any]], held_out: Mapping[str, Iterable[Tensor | Rows]], resume: bool
     ) -> tuple[dict[str, _Runner], dict[str, Shared]]:
         """Every member with its trainer and its share in its site's stream."""
         runners, shared = dict[str, _Runner](), dict[str, Shared]()

@@ -12,7 +12,8 @@ from visae.data.sample import ImageData, PromptData
 from visae.model import AdaptedModel, load_model
 from visae.pipelines import AdaptedPipeline
 from visae.store import Collection, Sampling
-from visae.store.probing import collection
+from visae.store.probing import check_site, collection
+from visae.train import TrainConfig
 from visae.workflows.run import pick_device
 
 IMAGES = "world:train?n=4000&objects=1"
@@ -60,7 +61,7 @@ class Ground:
 
 def ground(
     model: str,
-    site: str,
+    site: str | Sequence[str],
     data: str | None,
     *,
     collect: Collect = "generate",
@@ -74,21 +75,50 @@ def ground(
     image_size: tuple[int, int] | None = None,
     device: str = "auto",
 ) -> Ground:
-    """Loads model and data, and starts a pipeline once to see how it runs.
+    """Loads model and data, and starts a pipeline once to see how it runs; of several sites each must run in it.
 
     Raises:
-        ValueError: for options of pipelines where the model is none, or data that does not fit.
+        ValueError: for options of pipelines where the model is none, or sites or data that do not fit.
     """
     place, dtype = pick_device(device), getattr(torch, weights)
     adapted = load_model(model, pretrained=pretrained, image_size=image_size, device=place, dtype=dtype)
     asked = Sampling(collect, steps, guidance, None, tuple(collect_steps), branch)
+    return ground_of(adapted, [site] if isinstance(site, str) else site, data, asked, image_batch)
+
+
+def ground_of(
+    adapted: AdaptedModel | AdaptedPipeline,
+    sites: Sequence[str],
+    data: str | None,
+    asked: Sampling | Collection,
+    image_batch: int | None = None,
+) -> Ground:
+    """The data for a model that is loaded, and how a pipeline runs: as is known, or as one start shows.
+
+    Raises:
+        ValueError: see `ground`.
+    """
     if isinstance(adapted, AdaptedModel):
         if asked != Sampling():
             raise ValueError(
-                f"{model} sees images and makes none, so it has no steps, guidance or branch to collect from; leave "
-                "these options out, or name a pipeline (diffusers:...)"
+                f"{adapted.id} sees images and makes none, so it has no steps, guidance or branch to collect from; "
+                "leave these options out, or name a pipeline (diffusers:...)"
             )
         return Ground(adapted, load_data(data or IMAGES), None, image_batch or 64)
-    known = collection(adapted, adapted.site(site), asked)
-    found: ImageData | PromptData = load_data(data or IMAGES) if collect == "noise" else load_prompts(data or PROMPTS)
-    return Ground(adapted, found, known, image_batch or 8)
+    found = [adapted.site(site) for site in sites]
+    if not found:
+        raise ValueError(f"no site of {adapted.id} is named: name those to read, see `visae sites {adapted.id}`")
+    for site in found:
+        check_site(adapted, site, asked.mode)
+    known = asked if isinstance(asked, Collection) else collection(adapted, found[0], asked)
+    noise = known.mode == "noise"
+    given: ImageData | PromptData = load_data(data or IMAGES) if noise else load_prompts(data or PROMPTS)
+    return Ground(adapted, given, known, image_batch or 8)
+
+
+def looks(collected: Collection | None, n_rows: int) -> dict[str, int]:
+    """Of a pipeline's rows, which cost most to make, no more than a pass for statistics before and after training."""
+    if collected is None:
+        return {}
+    plain = TrainConfig(steps=1)
+    return {name: min(getattr(plain, name), n_rows) for name in ("stat_rows", "calibration_rows")}

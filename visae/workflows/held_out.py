@@ -1,5 +1,7 @@
 """What comes after training, and beside it: held-out images, metrics on them, and what these warn of."""
 
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from visae.model import AdaptedModel
 from visae.pipelines import AdaptedPipeline
 from visae.sae import Card, Rows, save_sae
 from visae.store import Collection, Stream
+from visae.store.store import Chunk
 from visae.tokens import TokenPolicy
 from visae.train.trouble import LOG, judge
 from visae.workflows.prepare import plain
@@ -99,10 +102,23 @@ def held_out_rows(
     source = Stream(
         adapted, site, data, policy, dtype="float32", batch=image_batch, workers=workers, sampling=collected
     )
-    batches: list[Tensor | Rows] = []
-    for chunk in source.chunks(ROWS // 4):
-        timed = collected is not None and collected.timed and chunk.sigma is not None
-        batches.append(Rows(chunk.rows, {"sigma": chunk.sigma}) if timed else chunk.rows)  # type: ignore[dict-item]
-        if sum(len(batch) for batch in batches) >= ROWS:
+    return first_rows(({site: chunk} for chunk in source.chunks(ROWS // 4)), collected)[site]
+
+
+def first_rows(parts: Iterable[Mapping[str, Chunk]], collected: Collection | None) -> dict[str, list[Tensor | Rows]]:
+    """Batches by site, until there are as many rows as a run looks at; with their noise levels where they have some.
+
+    Args:
+        parts: chunks of equally many rows by site, about a quarter of those rows at a time.
+        collected: how a pipeline runs.
+    """
+    found: dict[str, list[Tensor | Rows]] = defaultdict(list)
+    n = 0
+    for chunks in parts:
+        for site, chunk in chunks.items():
+            timed = collected is not None and collected.timed and chunk.sigma is not None
+            found[site].append(Rows(chunk.rows, {"sigma": chunk.sigma}) if timed else chunk.rows)  # type: ignore[dict-item]
+        n += max(len(chunk.rows) for chunk in chunks.values())
+        if n >= ROWS:
             break
-    return batches
+    return found

@@ -4,17 +4,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from visae.data import load_data
 from visae.evaluate.layers import amad as average
 from visae.evaluate.layers import fewest_groups, group_layers
 from visae.json_files import write_json
-from visae.model import load_model, vision
 from visae.text_table import text_table
 from visae.tokens import TokenPolicy
 from visae.train import FREE, TrainConfig
+from visae.workflows.collecting import Branch, Collect, Weights, ground, looks
 from visae.workflows.estimate import training_estimate
 from visae.workflows.extract import announce
-from visae.workflows.held_out import held_out_images
+from visae.workflows.held_out import held_out_data
 from visae.workflows.layer_work import Form, LayerWork, blocks, measure_layers
 from visae.workflows.options import Schemes, kind_choices
 from visae.workflows.prepare import begin, plain
@@ -84,9 +83,10 @@ def layer_groups(
     groups: int | None = None,
     amad: float = 0.2,
     compare: bool = False,
-    data: str = "world:train?n=4000&objects=1",
+    data: str | None = None,
     validation: str | None = None,
     stream: bool = False,
+    shards: bool = False,
     tokens: str = "patch",
     per_image: int | None = None,
     dtype: Literal["float16", "bfloat16", "float32"] = "float16",
@@ -96,16 +96,22 @@ def layer_groups(
     k: float = 32,
     options: dict[str, float | str] = {},  # noqa: B006 (read only)
     rows: int | None = None,
-    passes: float = 8,
+    passes: float | None = None,
     batch: int = 4096,
     lr: float | None = None,
     seed: int = 0,
     schemes: Schemes = Schemes(),  # noqa: B008 (frozen)
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     checkpoint_every: int = 500,
-    image_batch: int = 64,
+    collect: Collect = "generate",
+    steps: int | None = None,
+    guidance: float | None = None,
+    collect_steps: tuple[int, ...] = (),
+    branch: Branch = "cond",
+    image_batch: int | None = None,
     workers: int = 2,
     pretrained: bool = True,
+    weights: Weights = "float32",
     image_size: tuple[int, int] | None = None,
     device: str = "auto",
 ) -> LayerGroups:
@@ -121,13 +127,16 @@ def layer_groups(
     Args:
         out: folder of everything.
         model: model name, see `visae models`.
-        layers: sites in the order of the network; the outputs of all blocks if not given.
+        layers: sites in the order of the network; the outputs of all blocks if not given. A pipeline's must be named,
+            and have the same tokens.
         groups: number of groups; as few as `amad` allows if not given.
         amad: largest average maximum angular distance (0: the same direction, 0.5: right angles) of a grouping.
         compare: train a dictionary for each layer, too, and tell the ratios of FVU and time.
-        data: images to train on, see `visae extract --help`.
-        validation: images to measure on; a world's own validation split, else the training images.
-        stream: compute activations while training, all layers in one forward pass, and store nothing.
+        data: images to train on, or prompts for a pipeline, see `visae extract --help`.
+        validation: images or prompts to measure on, see `visae train --help`.
+        stream: compute activations while training, all layers in one forward pass or one generation, and store nothing;
+            a pipeline's always are, but for `--shards`.
+        shards: extract a pipeline's activations into the folder and train on them there.
         tokens: kinds of token to keep: `patch`, `cls`, `reg`, joined by `+`, or `all`.
         per_image: keep this many tokens of each image; all if not given.
         dtype: of the rows.
@@ -137,16 +146,22 @@ def layer_groups(
         k: codes per token, for kinds that have it.
         options: further options of the kind.
         rows: rows to train each dictionary on; `passes` over the rows of one layer if not given.
-        passes: passes over the data.
+        passes: passes over the data, see `visae train --help`.
         batch: rows per step.
         lr: peak learning rate; a rule of width and budget if not given.
         seed: of the weights and of the order of the rows.
         schemes: how training departs from the plain run; nothing is looked at while training.
         precision: of the encoder's matrix product.
         checkpoint_every: steps between checkpoints.
-        image_batch: images per forward pass.
+        collect: how a pipeline runs, see `visae train --help`, like the next four.
+        steps: of a pipeline: denoising steps.
+        guidance: of a pipeline: guidance scale.
+        collect_steps: of a pipeline: collect at these of its timesteps.
+        branch: of a pipeline's guidance: tokens of which branch.
+        image_batch: images per forward pass, or made at a time; 64, of a pipeline 8 if not given.
         workers: threads that read and frame images.
         pretrained: trained weights; `--no-pretrained` builds the model with random ones.
+        weights: type of the model's weights; on a GPU, pipelines want `float16` or `bfloat16`.
         image_size: height and width of the input in pixels; the model's own if not given.
         device: `auto`, `cpu`, `cuda`, ...
     """
@@ -155,23 +170,32 @@ def layer_groups(
         | {"schemes": asdict(schemes)}
     )
     place, folder = pick_device(device), begin(Path(out), told).folder
-    adapted = vision(load_model(model, pretrained=pretrained, image_size=image_size, device=place))
-    names = [adapted.site(name).name for name in layers] if layers else blocks(adapted)
-    images, policy = load_data(data), TokenPolicy.parse(tokens, per_image=per_image)
+    on = ground(
+        model, layers, data, collect=collect, steps=steps, guidance=guidance, collect_steps=collect_steps,
+        branch=branch, image_batch=image_batch, pretrained=pretrained, weights=weights, image_size=image_size,
+        device=place,
+    )  # fmt: skip
+    stream, passes = on.streams(stream, shards, None), on.passes(passes, shards, None)
+    names = [on.model.site(name).name for name in layers] if layers else blocks(on.model)
+    policy = TokenPolicy.parse(tokens, per_image=per_image)
     source = SiteRows(
-        adapted, names, images, policy, folder,
-        dtype=dtype, stream=stream, image_batch=image_batch, workers=workers,
+        on.model, names, on.data, policy, folder,
+        dtype=dtype, stream=stream, image_batch=on.batch, workers=workers, collected=on.collected,
     )  # fmt: skip
     d = source.metas[names[0]].d
     chosen = kind_choices(kind, k, options)
     form = Form(kind, latents or round(expansion * d), chosen)
     form.make(d)  # what no dictionary can have is refused before anything runs
-    budget = rows or round(passes * source.n_rows)
+    n_rows = source.n_rows[names[0]]  # layers have the same tokens
+    budget = rows or round(passes * n_rows)
     config = TrainConfig(
         tokens=budget, batch=batch, lr=lr, seed=seed, precision=precision, device=place,
-        checkpoint_every=checkpoint_every, stat_rows=min(65_536, source.n_rows), **schemes.settings(),
+        checkpoint_every=checkpoint_every,
+        **{"stat_rows": min(65_536, n_rows)} | looks(on.collected, n_rows), **schemes.settings(),
     )  # fmt: skip
-    likeness = measure_layers(adapted, names, images, policy, folder, batch=image_batch, workers=workers)
+    likeness = measure_layers(
+        on.model, names, on.data, policy, folder, batch=on.batch, workers=workers, sampling=on.collected
+    )
     distances = likeness.distances
     found = fewest_groups(distances, amad) if groups is None else group_layers(distances, groups)
     parted = [[names[i] for i in group] for group in found]
@@ -179,9 +203,9 @@ def layer_groups(
     announce(f"groups: {'; '.join(' '.join(group) for group in parted)}")
     cost = training_estimate(kind, d, form.n_latents, chosen, budget, batch, place, schemes.settings())
     announce(f"{number} dictionaries, each: {cost}")
-    work = LayerWork(adapted, source, form, config, folder, told)
+    work = LayerWork(on.model, source, form, config, folder, told)
     seconds = work.grouped(parted, likeness.scales, stream), work.alone(names) if compare else None
-    fvu, alone = work.fvu(names, held_out_images(images, validation), compare)
+    fvu, alone = work.fvu(names, held_out_data(on.data, validation, on.collected), compare)
     every = [average(distances, group_layers(distances, n)) for n in range(1, len(names) + 1)]
     report = LayerGroups(folder, names, distances.tolist(), every, parted, fvu, alone, seconds)
     report.write()

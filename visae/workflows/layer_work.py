@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from visae.data.sample import ImageData
+from visae.data.sample import ImageData, PromptData
 from visae.evaluate import Evaluation
 from visae.evaluate.layers import AngularDistances
 from visae.model import AdaptedModel
+from visae.pipelines import AdaptedPipeline
 from visae.sae import Dictionary, Moments, load_sae, make_sae, save_sae
 from visae.sae.normalisers import Scale
 from visae.store import WideStream
@@ -31,7 +32,7 @@ SAMPLE = 65_536
 """Tokens that layers are compared on."""
 
 
-def blocks(adapted: AdaptedModel) -> list[str]:
+def blocks(adapted: AdaptedModel | AdaptedPipeline) -> list[str]:
     """Outputs of all blocks, in the order of the network.
 
     Raises:
@@ -57,14 +58,19 @@ class Statistics:
 
 
 def measure_layers(
-    adapted: AdaptedModel, layers: Sequence[str], images: ImageData, policy: TokenPolicy, folder: Path, **options: Any
+    adapted: AdaptedModel | AdaptedPipeline,
+    layers: Sequence[str],
+    data: ImageData | PromptData,
+    policy: TokenPolicy,
+    folder: Path,
+    **options: Any,
 ) -> Statistics:
     """Compares layers on the same tokens, in one forward pass over a sample of the images; once per folder.
 
     Args:
-        adapted: the model.
+        adapted: the model, or a pipeline.
         layers: names of sites.
-        images: to draw from.
+        data: images or prompts to draw from.
         policy: which tokens count.
         folder: where the result is kept.
         **options: of the `WideStream`.
@@ -73,13 +79,13 @@ def measure_layers(
     if not file.is_file():
         from tqdm.auto import tqdm
 
-        wide = WideStream(adapted, layers, images, policy, dtype="float32", **options)
+        wide = WideStream(adapted, layers, data, policy, dtype="float32", **options)
         distances, moments = AngularDistances(layers), {name: Moments(width) for name, width in wide.widths.items()}
         wanted = min(SAMPLE, wide.n_rows)
         with tqdm(total=wanted, unit="token", desc="compare layers", dynamic_ncols=True) as bar:
             for x in wide.loader(min(4096, wanted), seed=0, passes=1):
-                assert isinstance(x, torch.Tensor)  # no pipeline is compared here
-                parts = dict(zip(layers, x.split(list(wide.widths.values()), dim=1), strict=True))
+                tokens: torch.Tensor = getattr(x, "rows", x)
+                parts = dict(zip(layers, tokens.split(list(wide.widths.values()), dim=1), strict=True))
                 distances.add(parts)
                 for name, rows in parts.items():
                     moments[name].add(rows)
@@ -129,7 +135,7 @@ class LayerWork:
 
     def __init__(
         self,
-        adapted: AdaptedModel,
+        adapted: AdaptedModel | AdaptedPipeline,
         source: SiteRows,
         form: Form,
         config: TrainConfig,
@@ -164,17 +170,17 @@ class LayerWork:
         if all(self._done(f"alone/{name}", name) for name in layers):
             return None
         members = [Member(f"alone/{name}", self.form.make(self._d(name)), self.config, name) for name in layers]
-        results, seconds = self._fit(members, self.source.loaders(self.config.batch, self.config.seed))
+        results, seconds = self._fit(members, self.source.loaders(self.config.batch, self.config.seed, layers))
         for layer, member in zip(layers, members, strict=True):
             self._keep(member.sae, member.name, layer, results[member.name])
         return seconds
 
-    def fvu(self, layers: Sequence[str], held_out: ImageData, compare: bool) -> list[dict[str, float]]:
+    def fvu(self, layers: Sequence[str], held_out: ImageData | PromptData, compare: bool) -> list[dict[str, float]]:
         """FVU of each layer by its group's dictionary, and by its own if that is there; written into the cards."""
         places = {name: name for name in layers}
         places |= {f"alone/{name}": name for name in layers} if compare else {}
         saes = {name: load_sae(self.folder / name, device=self.config.device) for name in places}
-        evaluations = {name: Evaluation(sae) for name, sae in saes.items()}
+        evaluations = {name: Evaluation(sae, scale=self.source.scale) for name, sae in saes.items()}
         for parts in self.source.held_out(held_out):
             for name, layer in places.items():
                 if layer in parts:
@@ -193,7 +199,7 @@ class LayerWork:
     def _mixed(self, groups: Sequence[Sequence[str]], scales: Mapping[str, Scale], stream: bool) -> list[Mixed]:
         """Batches of each group: from one pass over all layers, or from as much of each store as is needed."""
         batch, seed = self.config.batch, self.config.seed
-        whole = self.source.loaders(batch, seed) if stream else {}
+        whole = self.source.loaders(batch, seed, [name for group in groups for name in group]) if stream else {}
         found = []
         for group in groups:
             parts: list[Any] = [

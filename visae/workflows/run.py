@@ -57,12 +57,13 @@ class Run:
 
     def model(self, device: str = "cpu") -> AdaptedModel:
         """The model it was trained on, built as it was then."""
-        return vision(self._loaded(device))
+        return vision(self.loaded(self.card.model["id"], device))
 
-    def _loaded(self, device: str) -> AdaptedModel | AdaptedPipeline:
+    def loaded(self, name: str, device: str) -> AdaptedModel | AdaptedPipeline:
+        """A model of any sort, built as this run's options say."""
         size = self.config.get("image_size")
         return load_model(
-            self.card.model["id"],
+            name,
             pretrained=self.config.get("pretrained", True),
             image_size=tuple(size) if size else None,
             device=device,
@@ -75,7 +76,7 @@ class Run:
         Raises:
             ValueError: if it was trained on a model that sees images.
         """
-        return drawing(self._loaded(device))
+        return drawing(self.loaded(self.card.model["id"], device))
 
     def sae(self, model: AdaptedModel | AdaptedPipeline | None = None) -> Dictionary:
         """The dictionary; refuses another model than its own."""

@@ -5,11 +5,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from visae.data import load_data
-from visae.model import load_model, vision
 from visae.tokens import TokenPolicy
 from visae.train import TrainConfig
-from visae.workflows.held_out import held_out_images
+from visae.workflows.collecting import Branch, Collect, Weights, ground, looks
+from visae.workflows.held_out import held_out_data
 from visae.workflows.options import Schemes
 from visae.workflows.prepare import plain
 from visae.workflows.run import pick_device
@@ -24,9 +23,10 @@ def suite(
     *,
     model: str = "visae:tiny-clip",
     site: tuple[str, ...] = ("blocks.-2",),
-    data: str = "world:train?n=4000&objects=1",
+    data: str | None = None,
     validation: str | None = None,
     stream: bool = False,
+    shards: bool = False,
     tokens: str = "patch",
     per_image: int | None = None,
     dtype: Literal["float16", "bfloat16", "float32"] = "float16",
@@ -45,13 +45,19 @@ def suite(
     schemes: Schemes = Schemes(),  # noqa: B008 (frozen)
     cases: tuple[dict[str, Any], ...] = (),
     rows: int | None = None,
-    passes: float = 8,
+    passes: float | None = None,
     batch: int = 4096,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     checkpoint_every: int = 500,
-    image_batch: int = 64,
+    collect: Collect = "generate",
+    steps: int | None = None,
+    guidance: float | None = None,
+    collect_steps: tuple[int, ...] = (),
+    branch: Branch = "cond",
+    image_batch: int | None = None,
     workers: int = 2,
     pretrained: bool = True,
+    weights: Weights = "float32",
     image_size: tuple[int, int] | None = None,
     device: str = "auto",
 ) -> SuiteReport:
@@ -65,6 +71,7 @@ def suite(
 
     Example:
         visae suite runs/sweep --kind topk batch_topk --k 8 16 32 --seeds 2 --site blocks.1 blocks.2 --stream
+        visae suite runs/tiny --model visae:tiny-sd --site unet.mid_block unet.up_blocks.0 --kind topk temporal
 
     As YAML (`visae suite sweep.yaml`, see examples/sweep.yaml), where `cases` may each override the lists above them:
 
@@ -79,9 +86,11 @@ def suite(
         out: folder of the suite.
         model: model name, see `visae models`.
         site: where to read, see `visae sites MODEL`.
-        data: images to train on, see `visae extract --help`.
-        validation: images to measure on; a world's own validation split, else the training images.
-        stream: compute activations while training, all sites in one forward pass, and store nothing.
+        data: images to train on, or prompts for a pipeline, see `visae extract --help`.
+        validation: images or prompts to measure on, see `visae train --help`.
+        stream: compute activations while training, all sites with the same tokens in one forward pass or one
+            generation, and store nothing; a pipeline's always are, but for `--shards`.
+        shards: extract a pipeline's activations into the suite's folder and train on them there.
         tokens: kinds of token to keep: `patch`, `cls`, `reg`, joined by `+`, or `all`.
         per_image: keep this many tokens of each image; all if not given.
         dtype: of the rows.
@@ -99,14 +108,20 @@ def suite(
         boost: so many dictionaries one after another, each on what those before left, measured as one, too.
         schemes: how training departs from the plain run, for all.
         cases: in YAML only: a list of settings, each laid over the others and crossed by itself.
-        rows: rows to train on; `passes` over the data if not given.
-        passes: passes over the data.
+        rows: rows to train on at each site; `passes` over the data if not given.
+        passes: passes over the data, see `visae train --help`.
         batch: rows per step.
         precision: of the encoder's matrix product.
         checkpoint_every: steps between checkpoints.
-        image_batch: images per forward pass.
+        collect: how a pipeline runs, see `visae train --help`, like the next four.
+        steps: of a pipeline: denoising steps.
+        guidance: of a pipeline: guidance scale.
+        collect_steps: of a pipeline: collect at these of its timesteps.
+        branch: of a pipeline's guidance: tokens of which branch.
+        image_batch: images per forward pass, or made at a time; 64, of a pipeline 8 if not given.
         workers: threads that read and frame images.
         pretrained: trained weights; `--no-pretrained` builds the model with random ones.
+        weights: type of the model's weights; on a GPU, pipelines want `float16` or `bfloat16`.
         image_size: height and width of the input in pixels; the model's own if not given.
         device: `auto`, `cpu`, `cuda`, ...
     """
@@ -115,33 +130,42 @@ def suite(
         "normaliser": normaliser, "mfr": mfr, "seed": several_seeds(seed, seeds), "options": options,
     }  # fmt: skip
     common = {
-        "model": model, "data": data, "validation": validation, "stream": stream, "tokens": tokens,
-        "per_image": per_image, "dtype": dtype, "rows": rows, "passes": passes, "batch": batch, "order": seed[0],
-        "precision": precision, "image_batch": image_batch,
-        "pretrained": pretrained, "image_size": image_size, "schemes": asdict(schemes),
+        "model": model, "data": data, "validation": validation, "stream": stream, "shards": shards,
+        "tokens": tokens, "per_image": per_image, "dtype": dtype, "rows": rows, "passes": passes, "batch": batch,
+        "order": seed[0], "precision": precision, "collect": collect, "steps": steps, "guidance": guidance,
+        "collect_steps": collect_steps, "branch": branch, "image_batch": image_batch, "pretrained": pretrained,
+        "weights": weights, "image_size": image_size, "schemes": asdict(schemes),
     }  # fmt: skip
     settings, place = expand(base, cases), pick_device(device)
-    adapted = vision(load_model(model, pretrained=pretrained, image_size=image_size, device=place))
-    settings = list({repr(s): s for s in (replace(s, site=adapted.site(s.site).name) for s in settings)}.values())
-    images, policy = load_data(data), TokenPolicy.parse(tokens, per_image=per_image)
+    on = ground(
+        model, list(dict.fromkeys(one.site for one in settings)), data, collect=collect, steps=steps,
+        guidance=guidance, collect_steps=collect_steps, branch=branch, image_batch=image_batch, pretrained=pretrained,
+        weights=weights, image_size=image_size, device=place,
+    )  # fmt: skip
+    settings = list({repr(s): s for s in (replace(s, site=on.model.site(s.site).name) for s in settings)}.values())
     site_rows = SiteRows(
-        adapted, dict.fromkeys(one.site for one in settings), images, policy, Path(out),
-        dtype=dtype, stream=stream, image_batch=image_batch, workers=workers,
+        on.model, dict.fromkeys(one.site for one in settings), on.data, TokenPolicy.parse(tokens, per_image=per_image),
+        Path(out), dtype=dtype, stream=on.streams(stream, shards, None), image_batch=on.batch, workers=workers,
+        collected=on.collected,
     )  # fmt: skip
-    config = TrainConfig(
-        tokens=rows or round(passes * site_rows.n_rows),
-        batch=batch,
-        precision=precision,
-        device=place,
-        checkpoint_every=checkpoint_every,
-        stat_rows=min(65_536, site_rows.n_rows),  # one pass tells all that there is
-        **schemes.settings(),
-    )
+    passes = on.passes(passes, shards, None)
+    configs = {
+        name: TrainConfig(
+            tokens=rows or round(passes * n_rows),
+            batch=batch,
+            precision=precision,
+            device=place,
+            checkpoint_every=checkpoint_every,
+            **{"stat_rows": min(65_536, n_rows)} | looks(on.collected, n_rows),  # one pass tells all that there is
+            **schemes.settings(),
+        )
+        for name, n_rows in site_rows.n_rows.items()
+    }
     work = Work(
-        adapted, site_rows, plain(common), Path(out),
-        order=seed[0], schemes=schemes, held_out=held_out_images(images, validation),
+        on.model, site_rows, plain(common), Path(out),
+        order=seed[0], schemes=schemes, held_out=held_out_data(on.data, validation, on.collected),
     )  # fmt: skip
-    jobs = work.plan(settings, config)
+    jobs = work.plan(settings, configs)
     if bag or boost > 1:
         check_ensembles(jobs)
     failed = work.train(jobs, stages=boost)
@@ -149,7 +173,7 @@ def suite(
     entries = [work.entry(job) for job in done]
     entries += work.bags(done) if bag else []
     entries += work.boosts(done, boost) if boost > 1 else []
-    found = SuiteReport(Path(out), *work.measure(entries, images), failed=failed)
+    found = SuiteReport(Path(out), *work.measure(entries, on.data), failed=failed)
     found.write()
     return found
 

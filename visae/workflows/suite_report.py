@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class Row:
         mmcs: mean largest cosine with another seed.
         mmcs_alive: the same among alive latents.
         chance: `mmcs` of random directions.
+        fvu_by_sigma: of a pipeline's tokens, FVU in each bin of noise levels, rising.
     """
 
     setting: Setting
@@ -73,6 +74,7 @@ class Row:
     mmcs: float | None = None
     mmcs_alive: float | None = None
     chance: float | None = None
+    fvu_by_sigma: dict[str, float] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -144,6 +146,7 @@ def compare(entries: Sequence[Entry], measured: Mapping[str, Metrics]) -> list[R
                 fvu=_mean(fvu),
                 fvu_range=(min(fvu), max(fvu)),
                 dead=_mean([one.dead for one in metrics]),
+                fvu_by_sigma={name: _mean([one.by_sigma[name].fvu for one in metrics]) for name in metrics[0].by_sigma},
                 **_stability([entry.sae for entry in group], [one.density for one in metrics]),
             )
         )
@@ -186,6 +189,7 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
     columns |= {
         "L0": [f"{row.l0:.1f}" for row in rows],
         "FVU": [f"{row.fvu:.4f}" for row in rows],
+        **_over_noise(rows),
         "dead": [f"{row.dead:.1%}" for row in rows],
         "pareto": ["dominated" if row.dominated else "yes" for row in rows],
     }
@@ -193,6 +197,19 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
         columns["shared"] = [None if row.shared is None else f"{row.shared:.2f}" for row in rows]
         columns["alive"] = [None if row.shared_alive is None else f"{row.shared_alive:.2f}" for row in rows]
     return list(columns), [list(cells) for cells in zip(*columns.values(), strict=True)]
+
+
+def _over_noise(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Columns of the bins of noise levels that any row has, with their mean and the worst; none where there are none.
+
+    Sites of one suite see the same steps, so all have the same bins.
+    """
+    bins = dict.fromkeys(name for row in rows for name in row.fvu_by_sigma)
+    if not bins:
+        return {}
+    columns: dict[str, list[Any]] = {f"FVU {name}": [row.fvu_by_sigma.get(name) for row in rows] for name in bins}
+    levels = [list(row.fvu_by_sigma.values()) for row in rows]
+    return columns | {"mean": [_mean(one) for one in levels], "worst": [max(one) for one in levels]}
 
 
 def points(rows: Sequence[Row]) -> list[Point]:

@@ -1,17 +1,18 @@
 """The work of a suite: what is to be trained, training it, putting ensembles together, measuring."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
 
-from visae.data.sample import ImageData
+from visae.data.sample import ImageData, PromptData
 from visae.evaluate import Evaluation
 from visae.model import AdaptedModel
-from visae.sae import Dictionary, Ensemble, load_sae, make_sae, save_sae
+from visae.pipelines import AdaptedPipeline
+from visae.sae import Dictionary, Ensemble, Rows, load_sae, make_sae, save_sae
 from visae.store import StoreMeta
 from visae.store.errors import human
 from visae.store.estimate import duration
@@ -68,31 +69,35 @@ class Work:
     """Everything the steps of a suite need.
 
     Args:
-        adapted: the model.
+        adapted: the model, or a pipeline.
         rows: of its sites.
         common: options that all members share, for their folders.
         out: folder of the suite.
         order: seed of the order of the rows.
         schemes: how training departs from the plain run.
-        held_out: images to look at while training, where schemes do.
+        held_out: images or prompts to measure on, and to look at while training, where schemes do.
     """
 
     def __init__(
         self,
-        adapted: AdaptedModel,
+        adapted: AdaptedModel | AdaptedPipeline,
         rows: SiteRows,
         common: dict[str, Any],
         out: Path,
         *,
         order: int,
         schemes: Schemes,
-        held_out: ImageData,
+        held_out: ImageData | PromptData,
     ):
         self.adapted, self.rows, self.common, self.out = adapted, rows, common, out
         self.order, self.schemes, self.held_out = order, schemes, held_out
 
-    def plan(self, settings: Sequence[Setting], config: TrainConfig) -> list[Job]:
+    def plan(self, settings: Sequence[Setting], configs: Mapping[str, TrainConfig]) -> list[Job]:
         """A folder with its options for each setting.
+
+        Args:
+            settings: what is to be trained.
+            configs: how, by site.
 
         Raises:
             ValueError: if a folder holds a run with other options, each named; for two settings of one name, or a
@@ -104,7 +109,7 @@ class Work:
             name = setting.name(meta.d)
             if name in jobs:
                 raise ValueError(f"two settings of the sweep come to the same dictionary, {name}: name one of them")
-            settled = replace(config, lr=setting.lr, seed=setting.seed, mfr=setting.mfr)
+            settled = replace(configs[setting.site], lr=setting.lr, seed=setting.seed, mfr=setting.mfr)
             jobs[name] = Job(name, setting, self._begin(name, setting, meta), settled, meta)
         for job in jobs.values():
             job.sae()  # what no dictionary can have is refused before anything runs
@@ -123,10 +128,18 @@ class Work:
         )
         if not todo:
             return {}
-        members = [Member(job.name, job.sae(), job.config, job.setting.site, job.after) for job in todo]
-        loaders = self.rows.loaders(todo[0].config.batch, self.order)
-        result = Suite(members, self.out).fit(loaders, self._looks({job.setting.site for job in todo}), resume=True)
-        for job, member in zip(todo, members, strict=True):
+        failed: dict[str, str] = {}
+        for together in _by_budget(todo):
+            failed |= self._fit(together)
+        return failed
+
+    def _fit(self, jobs: Sequence[Job]) -> dict[str, str]:
+        """Trains jobs of one budget in lockstep and saves them; returns why members failed, by name."""
+        sites = list(dict.fromkeys(job.setting.site for job in jobs))
+        members = [Member(job.name, job.sae(), job.config, job.setting.site, job.after) for job in jobs]
+        loaders = self.rows.loaders(jobs[0].config.batch, self.order, sites)
+        result = Suite(members, self.out).fit(loaders, self._looks(sites), resume=True)
+        for job, member in zip(jobs, members, strict=True):
             if job.name in result.results:
                 source = self.rows.sources[job.setting.site]
                 save_sae(
@@ -134,11 +147,9 @@ class Work:
                 )
         return result.failed
 
-    def _looks(self, sites: Iterable[str]) -> dict[str, list[Tensor]] | None:
+    def _looks(self, sites: Sequence[str]) -> dict[str, list[Tensor | Rows]] | None:
         """Held-out rows by site, where training looks at them."""
-        if self.schemes.validate_every is None:
-            return None
-        return {site: self.rows.first(self.held_out, site) for site in sites}
+        return None if self.schemes.validate_every is None else self.rows.first(self.held_out, sites)
 
     def entry(self, job: Job) -> Entry:
         """A finished dictionary, to be measured."""
@@ -184,25 +195,25 @@ class Work:
         save_sae(ensemble, self.out / name, first.run.card.updated(metrics={}))
         return Entry(name, first.setting, cast(Dictionary, ensemble), self.out / name, label)
 
-    def measure(self, entries: Sequence[Entry], images: ImageData) -> tuple[list[Row], int, str]:
+    def measure(self, entries: Sequence[Entry], data: ImageData | PromptData) -> tuple[list[Row], int, str]:
         """Measures every dictionary in one pass over the held-out images, and writes it into the cards.
 
         Args:
             entries: the dictionaries.
-            images: that were trained on.
+            data: images or prompts that were trained on.
 
         Returns:
-            Rows of the comparison, tokens measured at a site, name of the images.
+            Rows of the comparison, tokens measured at a site, name of the held-out images or prompts.
         """
         held_out = self.held_out
-        evaluations = {entry.name: Evaluation(entry.sae) for entry in entries}
+        evaluations = {entry.name: Evaluation(entry.sae, scale=self.rows.scale) for entry in entries}
         for parts in self.rows.held_out(held_out):
             for entry in entries:
                 if entry.setting.site in parts:
                     evaluations[entry.name].add(parts[entry.setting.site])
         measured = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
         for entry in entries:
-            told = plain(measured[entry.name].to_dict()) | {"data": held_out.name, "held_out": held_out is not images}
+            told = plain(measured[entry.name].to_dict()) | {"data": held_out.name, "held_out": held_out is not data}
             save_sae(entry.sae, entry.folder, judged(Run(entry.folder, {}).card, told, entry.folder))
         return compare(entries, measured), next(iter(measured.values())).n, held_out.name
 
@@ -212,6 +223,14 @@ def _by_setting(jobs: Iterable[Job]) -> list[list[Job]]:
     groups: dict[str, list[Job]] = defaultdict(list)
     for job in jobs:
         groups[repr(job.setting.without_seed())].append(job)
+    return list(groups.values())
+
+
+def _by_budget(jobs: Iterable[Job]) -> list[list[Job]]:
+    """Jobs that see as many rows, together; sites that bring other numbers of tokens are trained by themselves."""
+    groups: dict[Any, list[Job]] = defaultdict(list)
+    for job in jobs:
+        groups[job.config.tokens, job.config.stat_rows].append(job)
     return list(groups.values())
 
 
@@ -238,24 +257,23 @@ def estimate(todo: Sequence[Job], members: int, schemes: Schemes) -> str:
     """What training will cost, in words; time from a few steps of every kind and width."""
     if not todo:
         return f"suite: all {members} dictionaries are there already"
-    config = todo[0].config
-    costs: dict[tuple[str, int, int], TrainingEstimate] = {}
-    memory, seconds, cells = 0, 0.0, 0
+    costs: dict[tuple[str, int, int, int], TrainingEstimate] = {}
+    memory, seconds, cells, most = 0, 0.0, 0, max(job.config.tokens or 0 for job in todo)
     for job in todo:
-        one, d = job.setting, job.meta.d
-        key = one.kind, d, one.width(d)
+        one, d, config = job.setting, job.meta.d, job.config
+        key = one.kind, d, one.width(d), config.tokens or 0
         if key not in costs:
             costs[key] = training_estimate(
-                *key, job.options, config.tokens or 0, config.batch, config.device, schemes.settings()
+                *key[:3], job.options, key[3], config.batch, config.device, schemes.settings()
             )
         cells += config.batch * one.width(d)
         memory += costs[key].memory - 2 * config.batch * one.width(d)
         seconds += costs[key].seconds
     memory += 2 * min(cells, CELLS)  # pre-activations, of one product at a time
-    steps = next(iter(costs.values())).steps
-    checkpoints = sum(config.keep * 12 * 2 * job.meta.d * job.setting.width(job.meta.d) for job in todo)
+    steps, shapes = max(cost.steps for cost in costs.values()), {key[:3] for key in costs}
+    checkpoints = sum(job.config.keep * 12 * 2 * job.meta.d * job.setting.width(job.meta.d) for job in todo)
     return (
-        f"suite: {len(todo)} of {members} dictionaries to train, {len(costs)} shapes, at "
-        f"{len({job.setting.site for job in todo})} sites: {steps:,} steps on {config.tokens or 0:,} rows; "
+        f"suite: {len(todo)} of {members} dictionaries to train, {len(shapes)} shapes, at "
+        f"{len({job.setting.site for job in todo})} sites: {steps:,} steps on {most:,} rows; "
         f"{human(memory)} of memory, {human(checkpoints)} on disk for checkpoints, about {duration(seconds)}"
     )

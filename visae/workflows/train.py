@@ -8,7 +8,7 @@ from visae.sae import make_sae, save_sae
 from visae.store import ActivationSource, Loader
 from visae.tokens import TokenPolicy
 from visae.train import FREE, Processes, TrainConfig, Trainer, rows_per_step
-from visae.workflows.collecting import Branch, Collect, Weights, ground
+from visae.workflows.collecting import Branch, Collect, Weights, ground, looks
 from visae.workflows.estimate import training_estimate
 from visae.workflows.extract import announce
 from visae.workflows.held_out import held_out_data, held_out_rows, measure
@@ -175,7 +175,7 @@ def train(
             checkpoint_every=checkpoint_every,
             shard_latents=shard_latents,
             **schemes.settings(),
-            **looks(source),
+            **looks(source.meta.collected, source.n_rows),
         )
         if not finished(run, source.meta, settings):
             sae = make_sae(kind, source.d, latents or round(expansion * source.d), normaliser=normaliser, **chosen)
@@ -189,14 +189,6 @@ def train(
                 save_sae(sae, folder, describe(adapted, source, settings, result))
         with processes.main_first():
             return Trained(run, measure(run, adapted, on.data, validation, on.batch, workers))
-
-
-def looks(source: ActivationSource) -> dict[str, Any]:
-    """Of a pipeline's rows, which cost most to make, no more than a pass for statistics before and after training."""
-    if source.meta.collected is None:
-        return {}
-    plain = TrainConfig(steps=1)
-    return {name: min(getattr(plain, name), source.n_rows) for name in ("stat_rows", "calibration_rows")}
 
 
 def share_of(source: ActivationSource, processes: Processes, folder: Path, batch: int, seed: int) -> Loader:
