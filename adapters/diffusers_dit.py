@@ -6,7 +6,7 @@ COMPONENT = "transformer"
 """Under which name pipelines hold one."""
 
 NAMING = Naming(
-    blocks=(r"[^.]+\.(.+\.)?\w*(blocks|layers)\.\d+",),
+    blocks=(r"[^.]+\.(.+\.)?\w*(blocks|layers|refiner)\.\d+",),
     elsewhere="-",
     attention=("attn1", "attn", "self_attn", "attention"),
     cross=("attn2", "cross_attn"),
@@ -22,5 +22,6 @@ NAMING = Naming(
 """Blocks that carry two streams give both: the image under the block's name, the text under `.text`.
 
 Which element of what a block gives is the image is read from the trace: SD3 and FLUX give (text, image) and their
-attention (image, text), other models the other way round.
+attention (image, text), other models the other way round. Lumina 2 puts texts as long as their own prompts before the
+image's tokens, which then have no fixed place: of its blocks only those before that, the refiners, have sites.
 """

@@ -234,6 +234,23 @@ def cogview_4():
                                       scheduler=scheduler)  # fmt: skip
 
 
+def lumina_2():
+    import diffusers
+
+    transformer = diffusers.Lumina2Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, hidden_size=24, num_layers=1, num_refiner_layers=1,
+        num_attention_heads=3, num_kv_heads=1, multiple_of=8, axes_dim_rope=(4, 2, 2), axes_lens=(64, 32, 32),
+        cap_feat_dim=16,
+    )  # fmt: skip
+    return diffusers.Lumina2Pipeline(
+        transformer=transformer,
+        vae=vae(levels=4, shift=0.1),
+        text_encoder=gemma_text(),
+        tokenizer=t5_tokenizer(20),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
 def deepfloyd():
     import diffusers
 
@@ -306,6 +323,8 @@ PIPELINES = {
     "aura": Row(aura_flow, "transformer.single_transformer_blocks.0", (4, 6), prefix=18, options=SHORT),
     "cogview4": Row(cogview_4, "transformer.transformer_blocks.0", (4, 8), (16, 32), branches=(("cond",), ("uncond",)),
                     options={"max_sequence_length": 16}),
+    "lumina2": Row(lumina_2, "transformer.noise_refiner.0", (4, 6), (64, 96), branches=(("cond",), ("uncond",)),
+                   options={"max_sequence_length": 20, "system_prompt": "a"}),
     "if": Row(deepfloyd, "unet.mid_block", (8, 12)),
     "pag": Row(perturbed, "unet.mid_block.attentions.0", (4, 6), branches=(("uncond", "cond", "none"),),
                options={"pag_scale": 3.0}),

@@ -198,7 +198,7 @@ class Catalogue:
             raise ValueError(f"module {path!r} is called without a text: it is no cross-attention")
         reading = pick(call.arguments if kind == "input" else call.given, call, kind, index, text)
         if reading is None or reading.layout is None:
-            raise ValueError(unread(path, kind, call))
+            raise ValueError(unread(path, kind, call) + self._behind_a_text(call))
         source = call.source(reading)
         if kind == "delta" and (source is None or source.shape != reading.shape):
             taken = source.shape if source else None
@@ -211,6 +211,21 @@ class Catalogue:
             site = replace(site, argument=reading.index)
         first = call.taken is not None and site.argument == call.taken.index
         return replace(site, argument=None) if first else site
+
+    def _behind_a_text(self, call: Call) -> str:
+        """What to add where a sequence is as long as the image's tokens behind a part of a text; else nothing."""
+        texts = [len(r.kinds) for c in self.calls.values() for r in c.arguments + c.given if set(r.kinds) == {"text"}]
+        for block in self.blocks:
+            image = len(block.output.kinds) if block.output and block.output.map else 0
+            for given in call.given:
+                more = given.shape[1] - image if len(given.shape) == 3 else 0
+                if image and 0 < more < max(texts, default=0):
+                    return (
+                        f". Its tokens are as many as the image's {image} and {more} of a text's {max(texts)}: where "
+                        "texts go in as long as each prompt is, the image's tokens have no fixed place. Tap a block "
+                        f"before the two come together, e.g. {block.path}"
+                    )
+        return ""
 
     def _candidates(self, kind: SiteKind, text: bool) -> tuple[str, ...]:
         """Paths inside a block of the module that gives this kind of site."""

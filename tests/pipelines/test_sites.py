@@ -246,3 +246,24 @@ def test_the_table_of_sites_tells_layout_element_and_stream(adapt):
     assert (lines[block]["native"], lines[block]["tokens"]) == ("NLC [1]", "4 x 6 patch")
     assert (lines[f"{block}.text"]["native"], lines[f"{block}.text"]["tokens"]) == ("NLC [0]", "10 text")
     assert {row["native"] for row in rows(adapt("sd").sites()) if row["kind"] == "delta"} == {"NLC", "NCHW", "NCHW [0]"}
+
+
+def test_texts_as_long_as_their_prompts_leave_the_image_no_place_but_before_them(adapt):
+    model = adapt("lumina2")
+    names = {name for name in model.sites() if name.startswith("transformer.")}
+    assert {
+        "transformer.noise_refiner.0",
+        "transformer.noise_refiner.0.delta",
+        "transformer.context_refiner.0",
+    } <= names
+    assert not any(name.startswith("transformer.layers") for name in names)
+    with pytest.raises(ValueError, match=r"no fixed place\. Tap a block before .* transformer\.noise_refiner\.0"):
+        model.site("transformer.layers.0")
+
+    def tokens(prompts, seeds):
+        with tap(model, "transformer.noise_refiner.0") as taken:
+            model.generate(prompts, seeds, steps=2, guidance=1.0, output_type="latent")
+        return taken["transformer.noise_refiner.0"]
+
+    apart = torch.cat([tokens(PROMPTS[:1], [1]), tokens(PROMPTS[1:], [2])])
+    torch.testing.assert_close(tokens(PROMPTS, [1, 2]), apart, rtol=1e-4, atol=1e-5)
