@@ -10,7 +10,7 @@ One scale of noise serves every scheduler of a kind. Schedulers that preserve va
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any, Literal
 
 import numpy as np
@@ -276,7 +276,7 @@ def shadowed(owner: Any, name: str, instead: Callable[..., Any]) -> Iterator[Non
         yield
         return
     had = vars(owner).get(name)
-    object.__setattr__(owner, name, partial(instead, original))
+    object.__setattr__(owner, name, update_wrapper(partial(instead, original), original))  # keeps its signature
     try:
         yield
     finally:

@@ -23,10 +23,11 @@ from visae.edit.erasing import Erasing, load_erasure
 from visae.edit.gates import GATES, ErrorGate, Gate, ShareGate, StrengthGate
 from visae.edit.moment import Moment
 from visae.edit.places import PLACES, Place
+from visae.edit.surrogate import surrogate
 
 __all__ = [
     "CHANGES", "GATES", "PLACES", "Change", "Edit", "EditedSite", "Editing", "Erasing", "ErrorGate", "Gate", "Moment",
     "Place", "ShareGate", "StrengthGate", "ablate", "above_mean", "active", "add", "at_levels", "clamp", "edited",
     "edited_sites", "keep_only", "load_erasure", "negative_of_mean", "on_tokens", "reconstruct", "replace_tokens",
-    "scale", "swap", "transport",
+    "scale", "surrogate", "swap", "transport",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from visae.edit.moment import Moment
+from visae.edit.surrogate import exceeds, looked_at
 from visae.levels import at_level
 from visae.registry import Registry
 
@@ -238,15 +239,15 @@ class Replace(Change):
     def delta(self, moment: Moment, mask: Tensor | None) -> Tensor:
         """See `Change.delta`."""
         f, x = moment.values(self.latents), moment.x
-        found = (f > f.new_tensor(self.thresholds)).any(-1, keepdim=True)
+        found = exceeds(looked_at(f), f.new_tensor(self.thresholds)).amax(-1, keepdim=True)
         if self.levels is not None and self.tokens is not None:
             other = at_level(self.levels, self.tokens, _sigma(moment, self.levels)).to(x).expand_as(x)
         else:
-            rest = (~found).to(x)
+            rest = 1 - found.detach()
             count = rest.sum(1, keepdim=True)
             mean = (x * rest).sum(1, keepdim=True) / count.clamp(min=1)
             other = torch.where(count > 0, mean, moment.sae.mean.to(x)).expand_as(x)
-        changed = torch.where(found, other - x, torch.zeros_like(x))
+        changed = (other - x) * found
         return changed if mask is None else changed * mask.amax(-1, keepdim=True)
 
 

@@ -26,6 +26,7 @@ from visae.edit.changes import (
 from visae.edit.gates import Gate, Memory
 from visae.edit.moment import Moment
 from visae.edit.places import AboveMean, AtLevels, OnTokens, Place, WhereActive, joint
+from visae.edit.surrogate import soft
 
 Who = Literal["both", "cond", "uncond", "opposed"]
 
@@ -116,7 +117,7 @@ class Edit:
         if self.gate is not None:
             seen = self.gate.score(moment, self.latents, delta)
             weights = weights * memory.ask(self.gate, moment.samples, seen)
-            if not bool(weights.any()):
+            if not (bool(weights.any()) or soft(weights)):
                 return None
         return delta * weights.view(-1, 1, 1)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from visae.edit.moment import Moment
+from visae.edit.surrogate import exceeds, looked_at, soft, straight_through
 from visae.registry import Registry
 
 G = TypeVar("G", bound="Gate")
@@ -71,7 +72,7 @@ class ErrorGate(Gate):
 
     def score(self, moment: Moment, latents: tuple[int, ...], delta: Tensor) -> Tensor:  # noqa: ARG002
         """See `Gate.score`."""
-        return delta.detach().square().mean((1, 2))
+        return looked_at(delta).square().mean((1, 2))
 
 
 @GATES.register("share")
@@ -87,8 +88,8 @@ class ShareGate(Gate):
 
     def score(self, moment: Moment, latents: tuple[int, ...], delta: Tensor) -> Tensor:  # noqa: ARG002
         """See `Gate.score`."""
-        f = moment.values(self.by or latents).detach()
-        return (f > f.new_tensor(self.above)).any(-1).float().mean(1)
+        f = looked_at(moment.values(self.by or latents))
+        return exceeds(f, f.new_tensor(self.above)).amax(-1).float().mean(1)
 
 
 @GATES.register("strength")
@@ -104,7 +105,7 @@ class StrengthGate(Gate):
 
     def score(self, moment: Moment, latents: tuple[int, ...], delta: Tensor) -> Tensor:  # noqa: ARG002
         """See `Gate.score`."""
-        f = moment.values(self.by or latents).detach()
+        f = looked_at(moment.values(self.by or latents))
         return (f * f.new_tensor(self.weights)).sum(-1).amax(1)
 
 
@@ -121,9 +122,16 @@ class Memory:
         self.largest = torch.full((images,), -math.inf)
 
     def ask(self, gate: Gate, samples: Tensor, scores: Tensor) -> Tensor:
-        """`[R]` bool whether each row is let through; an image is let through in all its rows."""
-        place, told = samples.cpu(), scores.float().cpu()
+        """`[R]` whether each row is let through, 1.0 or 0.0; an image is let through in all its rows.
+
+        Derivatives are those of `visae.edit.surrogate`, with respect to the image's largest score at this call.
+        """
+        place, told = samples.cpu(), scores.detach().float().cpu()
         self.largest = self.largest.scatter_reduce(0, place, told, "amax")
         now = torch.zeros_like(self.open).index_put((place,), told > gate.threshold, accumulate=True)
         self.open = self.open | now
-        return (self.open if gate.memory == "run" else now)[place].to(samples.device)
+        through = (self.open if gate.memory == "run" else now)[place].to(scores)
+        if not soft(scores):
+            return through
+        most = scores.new_full((len(self.open),), -math.inf).scatter_reduce(0, samples, scores, "amax")[samples]
+        return straight_through(through, most, gate.threshold)

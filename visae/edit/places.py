@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from visae.edit.moment import Moment
+from visae.edit.surrogate import exceeds, looked_at
 from visae.levels import at_level, nearest_level
 from visae.registry import Registry
 
@@ -73,8 +74,8 @@ class WhereActive(Place):
 
     def mask(self, moment: Moment, latents: tuple[int, ...]) -> Tensor:
         """See `Place.mask`."""
-        f = moment.values(self.by or latents).detach()
-        return (f > f.new_tensor(self.thresholds)).any(-1, keepdim=True).to(moment.x)
+        f = looked_at(moment.values(self.by or latents))
+        return exceeds(f, f.new_tensor(self.thresholds)).amax(-1, keepdim=True).to(moment.x)
 
 
 @PLACES.register("above_mean")
@@ -92,9 +93,9 @@ class AboveMean(Place):
 
     def mask(self, moment: Moment, latents: tuple[int, ...]) -> Tensor:
         """See `Place.mask`."""
-        f = moment.values(latents).detach()
+        f = looked_at(moment.values(latents))
         sigma = float(self.levels[0]) if moment.sigma is None else moment.sigma
-        return (f > at_level(self.levels, self.means, sigma).to(f)).to(moment.x)
+        return exceeds(f, at_level(self.levels, self.means, sigma).to(f)).to(moment.x)
 
 
 @PLACES.register("at_levels")

@@ -203,12 +203,12 @@ def preserved(
     for start in range(0, len(prompts), batch):
         part = list(prompts[start : start + batch])
         texts, seeds = [one.text for one in part], [one.seed for one in part]
-        plain = _latents(pipeline, texts, seeds, collected)
+        plain = clean_latents(pipeline, texts, seeds, collected.arguments())
         with (
             pipeline.clock() as clock,
             replaced(pipeline, place, collected, reconstruction(sae), partial(getattr, clock, "now")),
         ):
-            other = _latents(pipeline, texts, seeds, collected)
+            other = clean_latents(pipeline, texts, seeds, collected.arguments())
         for latents, pictures in ((plain, found.plain), (other, found.reconstructed)):
             pictures += decoded(pipeline.pipe, latents, *collected.image_hw)
         _denoise(pipeline, sae, place, collected, texts, seeds, plain.float(), found.losses)
@@ -238,12 +238,24 @@ def agreement(prompts: Sequence[Prompt], seen: Mapping[str, Sequence[str]]) -> f
     return float(np.mean(hits)) if hits else None
 
 
-def _latents(pipeline: AdaptedPipeline, texts: Sequence[Any], seeds: Sequence[int], collected: Collection) -> Tensor:
-    """Clean latents at the end of a generation."""
+def clean_latents(
+    pipeline: AdaptedPipeline, texts: Sequence[Any], seeds: Sequence[int], given: Mapping[str, Any]
+) -> Tensor:
+    """Clean latents at the end of a generation.
+
+    Args:
+        pipeline: the pipeline.
+        texts: the prompts.
+        seeds: one of every prompt.
+        given: further arguments of `AdaptedPipeline.generate`.
+
+    Raises:
+        ValueError: if the pipeline does not give latents.
+    """
     with quiet(pipeline.pipe):
-        made = pipeline.generate(texts, seeds, **({"output_type": "latent"} | collected.arguments()))
+        made = pipeline.generate(texts, seeds, **({"output_type": "latent"} | dict(given)))
     if not isinstance(made, Tensor):
-        raise ValueError(f"{type(pipeline.pipe).__name__} gives no latents, so what is preserved cannot be measured")
+        raise ValueError(f"{type(pipeline.pipe).__name__} gives no latents as images, and they are needed here")
     return made
 
 

@@ -53,7 +53,7 @@ class Denoiser:
         self._time = time if isinstance(time, Tensor) else None
         if self._time is None:
             raise ValueError(f"{type(self._module).__name__} takes its timestep as a number, not as a tensor")
-        self._unit = self._unit_of(float(self._time.flatten()[0]))
+        self._unit = time_unit(self._module, model.pipe.scheduler, float(self._time.flatten()[0]))
 
     def packed(self, latents: Tensor) -> Tensor:
         """Latents `[n, c, h, w]` as the denoiser holds them."""
@@ -82,18 +82,28 @@ class Denoiser:
         changed = self._call.mapped(change)
         return self._module(**changed.arguments)
 
-    def _unit_of(self, given: float) -> float:
-        """By what the scheduler's timesteps are multiplied for the denoiser."""
-        first = float(self.model.pipe.scheduler.timesteps[0])
-        span = float(self.model.pipe.scheduler.config.get("num_train_timesteps", 1000))
-        scaled = float(self._module.config.get("timestep_scale") or 1.0)  # type: ignore[operator, union-attr]
-        for unit in (1.0, 1 / span, scaled):
-            if abs(given - first * unit) <= 1e-2 * max(1e-3, abs(first * unit)):
-                return unit
-        raise ValueError(
-            f"{type(self._module).__name__} was given {given:g} at timestep {first:g}: it cannot be told how it takes "
-            "other timesteps, so noise cannot be added to given images; collect while generating"
-        )
+
+def time_unit(module: nn.Module, scheduler: Any, given: float) -> float:
+    """By what a scheduler's timesteps are multiplied for a denoiser.
+
+    Args:
+        module: the denoiser.
+        scheduler: set to its timesteps.
+        given: what the denoiser was called with at the first of them.
+
+    Raises:
+        ValueError: if the two do not fit in any unit that is known.
+    """
+    first = float(scheduler.timesteps[0])
+    span = float(scheduler.config.get("num_train_timesteps", 1000))
+    scaled = float(module.config.get("timestep_scale") or 1.0)  # type: ignore[operator, union-attr]
+    for unit in (1.0, 1 / span, scaled):
+        if abs(given - first * unit) <= 1e-2 * max(1e-3, abs(first * unit)):
+            return unit
+    raise ValueError(
+        f"{type(module).__name__} was given {given:g} at timestep {first:g}: it cannot be told how it takes other "
+        "timesteps, so it cannot be called on images with noise; collect while generating"
+    )
 
 
 class Noised(Collecting):
