@@ -17,7 +17,7 @@ from visae.evaluate.attacks.words import Words
 from visae.evaluate.preserved import clean_latents
 from visae.sae import make_sae
 
-GIVEN = {"steps": 4, "guidance": 2.0}
+GIVEN = {"steps": 3, "guidance": 2.0}
 STAR = ("shape", "star")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -143,7 +143,7 @@ def test_what_the_denoiser_is_asked_is_what_it_says_in_a_run(tiny):
     with model.clock(after=steps.append):
         model.generate(["a red star"], [3], output_type="latent", **GIVEN)
     handle.remove()
-    for number in (0, 3):
+    for number in (0, 2):
         (sample, out), step = calls[number], steps[number]
         row = step.branch.index("cond")
         noise = sample[row : row + 1] * (1 + step.sigma**2) ** 0.5 / step.sigma
@@ -157,8 +157,9 @@ def test_what_the_denoiser_is_asked_is_what_it_says_in_a_run(tiny):
 def test_planted_words_are_found_by_gradients(tiny):
     model, _ = tiny
     words = Words(model)
-    planted = Prompt("star red", 3, "")
-    attack = PromptWords(tokens=2, rounds=1, iterations=60, lr=0.05, template="{adv}", goal="plain")
+    text = "star red" if len(words.words) > 25 else "star red blue"
+    planted, tokens = Prompt(text, 3, ""), len(text.split())
+    attack = PromptWords(tokens, rounds=1, iterations=60, lr=0.05, template="{adv}", goal="plain")
     found, before = [], state(model)
 
     class Watching(Arena):
@@ -168,8 +169,8 @@ def test_planted_words_are_found_by_gradients(tiny):
 
     result = attack.run(Watching(model, nullcontext, STAR, {"judge": never}, GIVEN), [planted])
     check_untouched(model, before)
-    assert len(words.words) ** 2 > 10 * 60
-    assert found[-1] == "star red"
+    assert len(words.words) ** tokens > 10 * 60  # so that drawing at random would hardly find them
+    assert found[-1] == text
     assert result.spent == {"gradients": 60, "pictures": 1}
 
 
@@ -225,9 +226,12 @@ def test_an_attack_on_the_plain_pipeline_is_labelled_and_never_enters_the_erasur
 def test_what_cuts_gradients_is_told(tiny):
     model, site = tiny
 
+    def stop(*_):
+        torch.set_grad_enabled(False)
+
     @contextmanager
     def cut():
-        handle = model.module.get_submodule(site).register_forward_hook(lambda *_: torch.set_grad_enabled(False))
+        handle = model.module.get_submodule(site).register_forward_hook(stop)
         try:
             yield
         finally:

@@ -60,6 +60,8 @@ def straight_through(hard: Tensor, values: Tensor, threshold: Tensor | float) ->
         return hard
     margin = values - threshold
     finite = torch.isfinite(margin)
+    if not bool(finite.any()):
+        return hard
     margin = torch.where(finite, margin, torch.zeros_like(margin))
     size = margin.detach().abs().sum() / finite.sum().clamp(min=1)
     chance = torch.sigmoid(margin / size.clamp(min=torch.finfo(size.dtype).tiny))

@@ -124,7 +124,7 @@ class Optimised(Attack):
         marked = self.text(prompt.text, " ".join([mark] * self.tokens))
         variable = self.variable(words, generator)
         optimiser = self.optimiser(variable)
-        clean = clean_latents(arena.pipeline, [prompt.text], [prompt.seed], arena.given)
+        clean = clean_latents(arena.pipeline, [prompt.text], [prompt.seed], arena.given).float()
         for _ in range(self.rounds):
             at, wanted = self._round(arena, prompt, clean, generator)
             variable.begin()
