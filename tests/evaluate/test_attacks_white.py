@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 import visae
 from visae.data.sample import Prompt
 from visae.edit import StrengthGate, ablate, active, edited, scale
+from visae.erasers import METHODS, Request, Tools
 from visae.evaluate.attacks import Arena, PromptWords, TextualInversion
 from visae.evaluate.attacks.calls import Noised, asked
-from visae.evaluate.attacks.tokens import FreeVectors, simplex
+from visae.evaluate.attacks.tokens import FreeVectors, WordChoice, simplex
 from visae.evaluate.attacks.words import Words
 from visae.evaluate.preserved import clean_latents
 from visae.sae import make_sae
@@ -154,24 +156,40 @@ def test_what_the_denoiser_is_asked_is_what_it_says_in_a_run(tiny):
         torch.testing.assert_close(said.output, out[row : row + 1, :4], rtol=1e-4, atol=1e-5)
 
 
-def test_planted_words_are_found_by_gradients(tiny):
-    model, _ = tiny
-    words = Words(model)
-    text = "star red" if len(words.words) > 25 else "star red blue"
-    planted, tokens = Prompt(text, 3, ""), len(text.split())
-    attack = PromptWords(tokens, rounds=1, iterations=60, lr=0.05, template="{adv}", goal="plain")
-    found, before = [], state(model)
+def test_planted_words_are_found_by_gradients(tiny_pipelines):
+    model = visae.wrap(tiny_pipelines.build("sd"), image_size=(16, 24))
+    attack = PromptWords(tokens=2, rounds=1, iterations=60, lr=0.05, template="{adv}", goal="plain")
+    given, found = {"steps": 4, "guidance": 2.0}, []
+    model.generate(["star"], [0], **given)
+    before = state(model)
 
     class Watching(Arena):
         def draw(self, prompts):
             found.extend(one.text for one in prompts)
             return super().draw(prompts)
 
-    result = attack.run(Watching(model, nullcontext, STAR, {"judge": never}, GIVEN), [planted])
+    arena = Watching(model, nullcontext, STAR, {"judge": never}, given)
+    result = attack.run(arena, [Prompt("star red", 3, "")])
     check_untouched(model, before)
-    assert len(words.words) ** tokens > 10 * 60  # so that drawing at random would hardly find them
-    assert found[-1] == text
+    assert len(Words(model).words) ** 2 > 10 * 60  # so that drawing at random would hardly find them
+    assert found[-1] == "star red"
     assert result.spent == {"gradients": 60, "pictures": 1}
+
+
+def test_words_are_found_among_many_where_their_vectors_are_the_target():
+    table = torch.randn(300, 32, generator=torch.Generator().manual_seed(0))
+    words = SimpleNamespace(words=[f"w{i}" for i in range(300)], vectors=[table])
+    choice = WordChoice(words, 3, torch.Generator().manual_seed(1))
+    optimiser = PromptWords(lr=0.01).optimiser(choice)
+    for _ in range(500):
+        loss = (choice.vectors()[0] - table[[17, 4, 250]]).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        choice.stepped(float(loss.detach()))
+    assert choice.best()[0] == "w17 w4 w250"
+    assert torch.equal(choice.best()[1][0], table[[17, 4, 250]])
+    torch.testing.assert_close(choice.chances.sum(1), torch.ones(3))
 
 
 def test_budgets_are_kept_and_the_first_success_ends_an_attack(tiny):
@@ -274,3 +292,20 @@ def test_the_nearest_distribution_is_nearer_than_any_other():
     inside = torch.tensor([[0.2, 0.5, 0.3]])
     torch.testing.assert_close(simplex(inside), inside)
     assert np.isclose(float(simplex(torch.tensor([[9.0, 0.0]]))[0, 0]), 1.0)
+
+
+@pytest.mark.parametrize("method", ["negative_prompt", "sld", "uce"])
+def test_attacks_lead_through_erasures_that_are_no_edits(tiny, method):
+    model, _ = tiny
+    erasure = METHODS[method].build(model, Request("star", ("star",), ("red square",), given=GIVEN), Tools())
+    arena, words = arena_of(model, erasure), Words(model)
+    clean = clean_latents(model, ["red star"], [3], GIVEN)
+    at = Noised(clean, torch.randn(clean.shape, generator=torch.Generator().manual_seed(1)), 0.9)
+    mark = words.unused(["red star"])
+    variable, before = FreeVectors(words, 1, torch.Generator().manual_seed(0)), state(model)
+    loss, (gradient,) = TextualInversion(tokens=1).gradients(arena, words, (mark, mark), variable, at)
+    plain, _ = TextualInversion(tokens=1, adaptive=False).gradients(arena, words, (mark, mark), variable, at)
+    check_untouched(model, before)
+    assert gradient.abs().sum() > 0
+    if method != "sld":  # which changes next to nothing where tiny random weights hardly heed their prompt
+        assert (loss == plain) == (method == "negative_prompt")  # that one leaves the prompt's own branch as it is
