@@ -12,7 +12,6 @@ an erasure withstands attacks.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -260,7 +259,6 @@ def attempts(
     tries: Sequence[Sequence[Prompt]],
     record: Record,
     means: Callable[[Prompt], str],
-    inside: Callable[[], AbstractContextManager[Any]] | None = None,
 ) -> None:
     """Draws tries of many prompts, the first of all, then the second of those that withstood, and so on.
 
@@ -269,12 +267,11 @@ def attempts(
         tries: of every prompt.
         record: where pictures go.
         means: what to call a try.
-        inside: makes the context to draw in; the erasure if None.
     """
     for turn in range(max(map(len, tries), default=0)):
         left = [i for i, its in enumerate(tries) if turn < len(its) and not record.done(i)]
         if left:
             now = [tries[i][turn] for i in left]
-            with (inside or arena.erasure)():
+            with arena.erasure():
                 pictures = arena.draw(now)
             record.add(left, pictures, [means(one) for one in now])

@@ -78,7 +78,7 @@ class ImageStart(Attack):
             left = [i for i in range(len(prompts)) if not record.done(i)]
             for part in _parts(left, arena.batch):
                 now = [prompts[i] for i in part]
-                with arena.erasure(), started(arena.pipeline, clean[part], strength):
+                with arena.erasure(), started(arena.pipeline, clean[list(part)], strength):
                     pictures = arena.draw(now)
                 record.add(part, pictures, [f"{one.text} (picture, strength {strength:g})" for one in now])
 

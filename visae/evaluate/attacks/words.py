@@ -78,7 +78,7 @@ class Words:
             word: that marks the places.
             vectors: of each text encoder, `[k, d]`; every prompt in which the word is has it k times.
         """
-        number, handles = self.words.index(word), []
+        number, handles = self.words.index(word), list[Any]()
         for reader, ids, its in zip(self.readers, self._ids, vectors, strict=True):
             hook = partial(_exchange, int(ids[number]), its)
             handles += [table.register_forward_hook(hook, with_kwargs=True) for table in reader.tables]
