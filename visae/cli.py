@@ -21,6 +21,7 @@ from visae.registry import UnknownName
 COMMANDS = {
     "demo": "visae.workflows.demo:demo",
     "demo diffusion": "visae.workflows.demo_diffusion:demo_diffusion",
+    "demo erase": "visae.workflows.demo_erase:demo_erase",
     "models": "visae.workflows.listing:models",
     "sites": "visae.workflows.listing:sites",
     "kinds": "visae.workflows.listing:kinds",
@@ -36,11 +37,13 @@ COMMANDS = {
     "report": "visae.workflows.report:report",
     "timeline": "visae.workflows.timeline:timeline",
     "blocks": "visae.workflows.blocks:blocks",
+    "erase": "visae.workflows.erase:erase",
     "bench extract": "visae.workflows.bench:extract",
     "bench store": "visae.workflows.bench:store",
     "bench codes": "visae.workflows.bench:codes",
     "bench step": "visae.workflows.bench:step",
     "bench quality": "visae.workflows.bench:quality",
+    "bench erase": "visae.workflows.bench_erase:bench_erase",
 }
 
 

@@ -23,7 +23,7 @@ def test_every_python_block_of_the_readme_runs_in_order(tmp_path):
 
 def test_every_command_named_in_the_readme_exists():
     shown = "\n".join(re.findall(r"```text\n(.*?)```", README, re.DOTALL))
-    named = re.findall(r"^visae (bench \w+|demo diffusion|\w+)", shown, re.MULTILINE)
+    named = re.findall(r"^visae (bench \w+|demo diffusion|demo erase|\w+)", shown, re.MULTILINE)
     assert set(named) <= set(cli.COMMANDS)
     assert {name for name in cli.COMMANDS if not name.startswith("bench")} <= {*named, "demo"}
 

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -28,8 +28,10 @@ class Gate(ABC):
         threshold: in the unit of the score.
         memory: `call` asks at every call anew; `run` stays open for an image, once it was, until its run ends.
         by: latents that are looked at; those of the edit if None.
+        of_delta: whether the score depends on what the edit would change, and not on codes alone.
     """
 
+    of_delta: ClassVar[bool] = False
     threshold: float = math.inf
     memory: Literal["call", "run"] = "run"
     by: tuple[int, ...] | None = None
@@ -69,6 +71,8 @@ GATES: Registry[type[Gate]] = Registry("gate")
 @dataclass(frozen=True, eq=False)
 class ErrorGate(Gate):
     """Mean square of what the edit would change, over tokens and dimensions (Interpret-then-Deactivate)."""
+
+    of_delta: ClassVar[bool] = True
 
     def score(self, moment: Moment, latents: tuple[int, ...], delta: Tensor) -> Tensor:  # noqa: ARG002
         """See `Gate.score`."""

@@ -1,17 +1,23 @@
 """What methods that edit codes have in common: statistics of the tuning prompts, a selection, edits at its site."""
 
+import hashlib
+import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from visae.codes.build import fingerprint
 from visae.edit import Edit, EditedSite, Erasing
+from visae.edit.changes import Ablate
+from visae.edit.saving import packed
 from visae.edit.scores import gate_scores
 from visae.erasers.base import Erasure, Method, Request, Tools, Unsuitable
+from visae.json_files import write_json
 from visae.pipelines import AdaptedPipeline
 from visae.sae import Dictionary
 from visae.select.concept import select_concept
@@ -48,13 +54,33 @@ class Known:
         return self.tools.statistics(self.site, self.request.prompts("retain"), self.request.seed)
 
     def scores(self, edit: Edit, which: str) -> np.ndarray:
-        """What an edit's gate says of the tuning prompts `target` or `retain`, `[P]`."""
+        """What an edit's gate says of the tuning prompts `target` or `retain`, `[P]`.
+
+        Scores of codes alone are kept in the folder of the tools: they are the same however strong the edit is.
+        """
+        assert edit.gate is not None
         prompts = self.request.prompts(which)
         seeds = [self.request.seed + i for i in range(len(prompts))]
-        return gate_scores(
-            self.pipeline, self.sae, self.site, edit, prompts, seeds, batch=self.tools.batch,
-            given=dict(self.request.given),
-        )  # fmt: skip
+
+        def found(asked: Edit) -> np.ndarray:
+            return gate_scores(
+                self.pipeline, self.sae, self.site, asked, prompts, seeds, batch=self.tools.batch,
+                given=dict(self.request.given),
+            )  # fmt: skip
+
+        if edit.gate.of_delta or self.tools.folder is None:
+            return found(edit)
+        bare = replace(edit, change=Ablate(edit.latents), places=(), strength=1.0)
+        about = [
+            packed(bare.whether(replace(edit.gate, threshold=0.0)), {}, ""), self.pipeline.revision, self.site,
+            fingerprint(self.sae), prompts, seeds, self.request.given, self.tools.batch,
+        ]  # fmt: skip
+        told = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        file = self.tools.folder / "gates" / f"{told}.json"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, found(bare).tolist())
+        return np.array(json.loads(file.read_text(encoding="utf8")))
 
     def gated(self, edit: Edit, false_positives: float) -> Edit:
         """The edit with its gate calibrated to let through this share of the retain prompts."""

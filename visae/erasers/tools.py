@@ -21,6 +21,7 @@ def tools_of(
     given: Mapping[str, Any] | None = None,
     folder: Path | None = None,
     batch: int = 8,
+    seeds: Mapping[str, int] | None = None,
 ) -> Tools:
     """Tools with these dictionaries; statistics of prompts are kept, so that the next concept starts with them.
 
@@ -30,10 +31,15 @@ def tools_of(
         given: arguments of `AdaptedPipeline.generate` in tuning runs, e.g. `{"steps": 20, "guidance": 4.0}`.
         folder: where statistics and trained weights are kept; None keeps none.
         batch: images made at a time.
+        seeds: prompt -> seed of its image, for prompts that are tuned on for several concepts: their statistics are
+            then collected once for all. Others count up from the request's seed.
     """
     own = pipeline.denoiser.name
     denoising = [site for site in saes if pipeline.site(site).path.partition(".")[0] == own]
     texts = [site for site in saes if site not in denoising]
+
+    def record(place: int, text: str) -> PromptRecord:
+        return PromptRecord(text, str(place), seeds=(seeds[text],) if seeds and text in seeds else ())
 
     def statistics(site: str, prompts: Sequence[str], seed: int) -> PromptStatistics:
         options = dict(given or {})
@@ -41,7 +47,7 @@ def tools_of(
             steps=options.pop("steps", None), guidance=options.pop("guidance", None),
             negative=options.pop("negative", None), options=options,
         )  # fmt: skip
-        asked = Prompts("tuning", [(i, PromptRecord(text, str(i))) for i, text in enumerate(prompts)], seed)
+        asked = Prompts("tuning", [(i, record(i, text)) for i, text in enumerate(prompts)], seed)
         kept = None if folder is None else folder / "statistics"
         return collect_statistics(pipeline, saes[site], site, run, asked, kept, batch=batch)
 

@@ -20,9 +20,8 @@ from visae.select import Measured, Selection
 from visae.show.gallery import Galleries
 from visae.show.latents import LatentLabel, best_labels, latent_rows
 from visae.show.overlay import lookup
+from visae.show.page import ASSETS, environment, number, write_page
 from visae.show.sections import Section
-
-ASSETS = Path(__file__).parent / "assets"
 
 MAX_BYTES = 16_000_000
 """Room for pictures and heat; tables of very wide dictionaries come on top (about 300 bytes per latent)."""
@@ -111,44 +110,33 @@ def build_report(run: ReportInputs, out: str | Path, *, n_images: int = 12, max_
     galleries = Galleries(run.table, run.data, n_images, max_bytes)
     galleries.fill(gallery_order(run, labels))
     page = render(run, labels, galleries)
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
-    return path
+    return write_page(page, Path(out))
 
 
 def render(run: ReportInputs, labels: Mapping[int, list[LatentLabel]], galleries: Galleries) -> str:
     """The page's text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(ASSETS),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    return environment.get_template("report.html.j2").render(
-        run=run,
-        table=run.table,
-        version=__version__,
-        facts=facts(run),
-        metrics=metric_table(run.metrics),
-        definitions={**DEFINITIONS, **run.definitions},
-        methods=METHODS,
-        concepts=run.concepts,
-        summary=concept_summary(run.concepts),
-        density=density_bars(run.table.density),
-        galleries=galleries,
-        chosen_on=(run.chosen_on or run.table).name,
-        held_out=run.chosen_on is not None,
-        card=json.dumps(run.card, indent=2, default=str),
-        style=(ASSETS / "report.css").read_text(encoding="utf-8"),
-        script=(ASSETS / "report.js").read_text(encoding="utf-8"),
-        data=page_data(run, labels, galleries),
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            table=run.table,
+            version=__version__,
+            facts=facts(run),
+            metrics=metric_table(run.metrics),
+            definitions={**DEFINITIONS, **run.definitions},
+            methods=METHODS,
+            concepts=run.concepts,
+            summary=concept_summary(run.concepts),
+            density=density_bars(run.table.density),
+            galleries=galleries,
+            chosen_on=(run.chosen_on or run.table).name,
+            held_out=run.chosen_on is not None,
+            card=json.dumps(run.card, indent=2, default=str),
+            style=(ASSETS / "report.css").read_text(encoding="utf-8"),
+            script=(ASSETS / "report.js").read_text(encoding="utf-8"),
+            data=page_data(run, labels, galleries),
+        )
     )
 
 
@@ -270,22 +258,6 @@ def density_bars(density: np.ndarray, width: float = 640, height: float = 170, b
         "dead": int(len(density) - len(alive)),
         "dense": int((density > 0.1).sum()),
     }
-
-
-def number(value: Any) -> str:
-    """A number as people read it; other things as text, nothing as a dash."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
-    if isinstance(value, bool | str):
-        return str(value)
-    if isinstance(value, int | np.integer):
-        return f"{int(value):,}"
-    if isinstance(value, float | np.floating):
-        size = abs(float(value))
-        return f"{value:,.0f}" if size >= 10_000 else f"{value:.3g}" if 0 < size < 1e-3 else f"{value:.4g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k} {number(v)}" for k, v in value.items())
-    return " to ".join(number(v) for v in value) if isinstance(value, Sequence) else str(value)
 
 
 def _finite(value: Any) -> Any:

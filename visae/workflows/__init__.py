@@ -1,8 +1,11 @@
 """The jobs a user has, one file each; every one is a command of the same name, and a function for notebooks."""
 
+from visae.workflows.bench_erase import bench_erase
 from visae.workflows.blocks import blocks
 from visae.workflows.demo import demo
 from visae.workflows.demo_diffusion import demo_diffusion
+from visae.workflows.demo_erase import demo_erase
+from visae.workflows.erase import erase
 from visae.workflows.estimate import estimate
 from visae.workflows.extract import extract
 from visae.workflows.heatmap import heatmap
@@ -19,6 +22,7 @@ from visae.workflows.timesteps import timesteps
 from visae.workflows.train import train
 
 __all__ = [
-    "Run", "Schemes", "blocks", "demo", "demo_diffusion", "estimate", "extract", "heatmap", "kinds", "layer_groups",
+    "Run", "Schemes", "bench_erase", "blocks", "demo", "demo_diffusion", "demo_erase", "erase", "estimate", "extract",
+    "heatmap", "kinds", "layer_groups",
     "models", "preserved", "report", "sites", "specialise", "suite", "timeline", "timesteps", "train",
 ]  # fmt: skip

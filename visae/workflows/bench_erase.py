@@ -1,0 +1,167 @@
+"""Every erasing method on every concept of the built-in world: the same prompts, the same seeds, one table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visae.erasers import METHODS
+from visae.evaluate.erasure import Outcome
+from visae.evaluate.erasure_table import Row, Table, plain_row, row
+from visae.json_files import write_json
+from visae.text_table import text_table
+from visae.workflows.collecting import Weights
+from visae.workflows.concepts import world_task
+from visae.workflows.dictionaries import Place, dictionaries
+from visae.workflows.erase import run_arguments, training_data
+from visae.workflows.erase_field import Field, erased_together
+from visae.workflows.strength import BUDGET
+from visae.workflows.studio import JUDGE
+from visae.world.cells import DOMAINS
+
+HEAD = ("pipeline", "method", "domain", "targets", "mean of 3", "UA", "IRA", "CRA", "kept - plain", "gate FPR",
+        "time added")  # fmt: skip
+_RATES = ("mean", "ua", "ira", "cra", "kept_change", "fpr")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method on the targets of a domain, on one pipeline."""
+
+    pipeline: str
+    row: Row
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` writes: shares from 0 to 1, None where nothing was measured."""
+        value = {name: rate.value for name, rate in self.row.rates.items()}
+        return {
+            "pipeline": self.pipeline, "method": self.row.method, "domain": self.row.domain,
+            **{name: value.get(name) for name in ("ua", "ira", "cra")}, "ua_attacked": None,
+            "overhead": self.row.time,
+        }  # fmt: skip
+
+    @property
+    def cells(self) -> list[Any]:
+        """Of the printed table."""
+        rates = self.row.rates
+        told = [rates[name].percent() if name in rates else "-" for name in _RATES]
+        time = "-" if self.row.time is None else f"{self.row.time:+.1%}"
+        return [self.pipeline, self.row.method, self.row.domain, len(self.row.targets), *told, time]
+
+
+@dataclass(frozen=True)
+class EraseBench:
+    """The table; prints as one.
+
+    Attributes:
+        lines: one for each pipeline, method and domain; of the plain pipeline, too.
+        unsuitable: method and pipeline -> why it cannot work there.
+        folder: with everything, image by image.
+    """
+
+    lines: list[Line]
+    unsuitable: dict[str, str]
+    folder: Path
+
+    def __str__(self) -> str:
+        notes = [
+            "In percent, means over targets by the judge; in brackets 95 % of resamples of the images.",
+            *(f"{name}: {why}" for name, why in self.unsuitable.items()),
+            f"image by image, by both judges: {self.folder}",
+        ]
+        return "\n".join([text_table(HEAD, [line.cells for line in self.lines]), "", *notes])
+
+
+def bench_erase(
+    *,
+    pipelines: tuple[str, ...] = ("visae:tiny-sd",),
+    methods: tuple[str, ...] = (),
+    domains: tuple[str, ...] = ("style", "shape"),
+    targets: int | None = None,
+    together: tuple[int, ...] = (),
+    tune: int = 1,
+    budget: float = BUDGET,
+    sae: dict[str, str] = {},  # noqa: B006 (read only)
+    text_sae: dict[str, str] = {},  # noqa: B006 (read only)
+    images: int = 400,
+    phrasings: int = 1,
+    seeds: int = 1,
+    steps: int | None = None,
+    guidance: float | None = None,
+    turns: int = 3,
+    batch: int = 8,
+    out: Path = Path("bench-erase"),
+    json: Path | None = None,
+    image_size: tuple[int, int] | None = None,
+    weights: Weights = "float32",
+    device: str = "auto",
+) -> EraseBench:
+    """Compare erasing methods on all shapes and styles of the built-in world, on the same prompts and seeds.
+
+    The plain pictures are drawn once. Strengths are chosen once for each method and domain, on validation prompts of a
+    few targets, within a budget of harm; everything in the table is measured on test prompts. Every result is kept as
+    soon as it is there: stopped at any moment, the same command goes on where it was, and does no target twice.
+
+    Example:
+        visae bench erase --targets 4 --methods ours saeuron uce --json erase.json
+
+    Args:
+        pipelines: on which; those that ship with visae, or others that draw the built-in world.
+        methods: by name; all that there are if not given.
+        domains: whose values are erased, `style` and `shape`.
+        targets: of each domain, evenly spaced; all if not given.
+        together: also erase so many at once, shapes and styles in proportion, e.g. `--together 2 4 10` (10 is half).
+        tune: targets of each domain on which each method's strength is chosen; 0 takes the methods' own settings.
+        budget: of harm while choosing, see `visae erase --help`.
+        sae: pipeline and run on a site of its denoiser, e.g. `--sae visae:tiny-sd runs/sd`; trained if not given.
+        text_sae: the same on a site of its text encoder.
+        images: captions that dictionaries are trained on, where none are given.
+        phrasings: texts of every shape in every style.
+        seeds: test images of every text.
+        steps: denoising steps; those of the dictionary's training, else 20.
+        guidance: guidance scale; that of the dictionary's training, else 4 for shipped pipelines and others' own.
+        turns: of timing, on the first target of each domain; 0 leaves it out.
+        batch: pictures made at a time.
+        out: folder for everything that is kept.
+        json: write the table here: `{"rows": [{"pipeline", "method", "domain", "ua", "ira", "cra", "ua_attacked",
+            "overhead"}]}`, shares from 0 to 1, null where not measured.
+        image_size: height and width of the pictures; the pipelines' own if not given.
+        weights: type of the pipelines' weights; on a GPU, `float16` or `bfloat16`.
+        device: `auto`, `cpu`, `cuda`, ...
+    """
+    chosen = {name: METHODS[name] for name in methods or tuple(METHODS)}
+    lines: list[Line] = []
+    unsuitable: dict[str, str] = {}
+    for name in pipelines:
+        place, folder = Place(name, image_size, weights, device), Path(out) / name.replace("/", "_").replace(":", "-")
+        pipeline = place.load()
+        runs = tuple(Path(given[name]) if name in given else None for given in (sae, text_sae))
+        given = run_arguments(runs[0], steps, guidance, name.startswith("visae:"))
+        groups = erased_together(domains, targets, together)
+        first = world_task(groups[0], given, phrasings, seeds)
+        saes = dictionaries(
+            place, pipeline, chosen.values(), folder, sae=runs[0], text_sae=runs[1],
+            data=training_data(first, folder, images), given=given, batch=batch,
+        )  # fmt: skip
+        field = Field(pipeline, saes, given, folder, batch, phrasings, seeds, turns, {})
+        strong = field.strengths(chosen, domains, targets, tune, budget)
+        found = field.run(strong, groups)
+        unsuitable |= {f"{method} on {name}": why for method, why in found.unsuitable.items()}
+        lines += table_lines(name, found.outcomes)
+        write_json(folder / "table.json", Table(found.outcomes).to_dict())
+    done = EraseBench(lines, unsuitable, Path(out))
+    if json is not None:
+        single = [line.to_dict() for line in lines if line.row.domain in DOMAINS and line.row.method != "plain"]
+        write_json(json, {"rows": single})
+    return done
+
+
+def table_lines(pipeline: str, outcomes: Sequence[Outcome]) -> list[Line]:
+    """One for each method and domain by the first judge, the plain pipeline first."""
+    lines = []
+    for domain in dict.fromkeys(one.domain for one in outcomes):
+        mine = [one for one in outcomes if one.domain == domain]
+        lines.append(Line(pipeline, plain_row(list({one.concepts: one for one in mine}.values()), JUDGE)))
+        for method in dict.fromkeys(one.method for one in mine):
+            lines.append(Line(pipeline, row([one for one in mine if one.method == method], JUDGE)))
+    return lines

@@ -1,0 +1,196 @@
+"""Many erasures on one pipeline: strengths once for a method and a domain, then every method on every target."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from visae.codes.build import fingerprint
+from visae.data.sample import Concept
+from visae.erasers import Method, Unsuitable
+from visae.erasers.strengths import variants
+from visae.evaluate.erasure import Outcome
+from visae.evaluate.erasure_files import from_json, to_json
+from visae.pipelines import AdaptedPipeline
+from visae.sae import Dictionary
+from visae.store.estimate import duration
+from visae.workflows.concepts import Task, world_task
+from visae.workflows.erase import acting
+from visae.workflows.erase_job import Job
+from visae.workflows.extract import announce
+from visae.workflows.results import Results, plainly
+from visae.workflows.strength import choose, mean_verdict
+from visae.workflows.studio import Studio
+from visae.world.cells import DOMAINS
+from visae.world.factors import FACTORS
+
+
+def erased_together(
+    domains: Sequence[str], targets: int | None, together: Sequence[int] = ()
+) -> list[tuple[Concept, ...]]:
+    """What is erased: every target alone, then several at once, evenly spaced."""
+    known = {domain: FACTORS[domain] for domain in domains}
+    alone = [(one,) for domain in domains for one in spaced(domain, targets)]
+    several = []
+    for n in together:
+        whole = sum(len(values) for values in known.values())
+        if not 1 < n < whole:
+            raise ValueError(f"together counts concepts, from 2 to {whole - 1} of {whole}; got {n}")
+        shares = [max(1, round(n * len(values) / whole)) for values in known.values()]
+        shares[0] += n - sum(shares)
+        several.append(tuple(c for domain, k in zip(known, shares, strict=True) for c in spaced(domain, k)))
+    return [*alone, *several]
+
+
+def spaced(domain: str, n: int | None) -> list[Concept]:
+    """So many values of a domain, evenly spaced; all if None."""
+    values = FACTORS[domain]
+    if n is None or n >= len(values):
+        return [(domain, value) for value in values]
+    return [(domain, values[i * len(values) // n]) for i in range(n)]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Outcomes of a pipeline, and methods that cannot work there, with the reason."""
+
+    outcomes: list[Outcome]
+    unsuitable: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A pipeline on which methods are compared.
+
+    Attributes:
+        pipeline: the pipeline.
+        saes: site -> dictionary.
+        given: arguments of `AdaptedPipeline.generate`.
+        folder: where everything is kept.
+        batch: pictures made at a time.
+        phrasings: texts of every cell.
+        seeds: test images of every text.
+        turns: of timing.
+        studios: shared by all jobs, so that plain pictures are drawn, and judged, once.
+    """
+
+    pipeline: AdaptedPipeline
+    saes: dict[str, Dictionary]
+    given: dict[str, Any]
+    folder: Path
+    batch: int
+    phrasings: int
+    seeds: int
+    turns: int
+    studios: dict[str, Studio]
+
+    def job(self, concepts: Sequence[Concept]) -> Job:
+        """The job of erasing some concepts."""
+        task: Task = world_task(concepts, self.given, self.phrasings, self.seeds)
+        tools = acting(self.pipeline, self.saes, task, self.folder, self.batch)
+        marks = {site: fingerprint(one) for site, one in self.saes.items()}
+        return Job(self.pipeline, task, tools, self.given, self.folder, self.batch, marks, self.studios)
+
+    def strengths(
+        self, methods: Mapping[str, Method], domains: Sequence[str], targets: int | None, tune: int, budget: float
+    ) -> dict[tuple[str, str], Method]:
+        """(method, domain) -> the method, as strong as is best for a few targets of the domain.
+
+        The key `several` holds what is taken for several concepts at once: of the domains' choices the milder.
+        """
+        strong: dict[tuple[str, str], Method] = {}
+        for name, method in methods.items():
+            candidates = variants(name, method)
+            order = list(candidates)
+            picked = []
+            for domain in domains:
+                strength = order[0]
+                if tune and len(candidates) > 1:
+                    jobs = [self.job([one]) for one in spaced(domain, min(tune, targets or tune))]
+                    strength = self._chosen(name, candidates, jobs, budget)
+                strong[name, domain] = candidates[strength] if tune else method
+                picked.append(strength)
+            strong[name, "several"] = candidates[min(picked, key=order.index)] if tune else method
+        return strong
+
+    def _chosen(
+        self, name: str, candidates: Mapping[float | None, Method], jobs: Sequence[Job], budget: float
+    ) -> float | None:
+        """The best strength for some targets together."""
+        about = {"of": [job.about("validation", name) for job in jobs]}
+        try:
+            found, _ = choose(
+                candidates, lambda method: mean_verdict([job.judge(name, method) for job in jobs]), budget,
+                Results(self.folder / "results"), about,
+            )  # fmt: skip
+        except Unsuitable:
+            return next(iter(candidates))
+        return found.strength
+
+    def run(self, methods: Mapping[tuple[str, str], Method], groups: Sequence[tuple[Concept, ...]]) -> Found:
+        """Every method on every group of concepts; what is kept is not done again."""
+        results, found = Results(self.folder / "results"), Found([], {})
+        units = list(self._units(methods, groups))
+        missing = [unit for unit in units if results.get(unit.about) is None]
+        if missing:
+            studio = missing[0].job.studio("test")
+            drawn = sum(len(unit.job.task.test) + len(unit.job.task.tuned_on) for unit in missing)
+            announce(
+                f"bench erase on {self.pipeline.id}: {len(missing)} of {len(units)} erasures are to be measured, "
+                f"{len(studio.prompts)} pictures each, kept in {self.folder}: about {duration(studio.pace() * drawn)}"
+            )
+        with tqdm(total=len(missing), desc="bench erase", unit="erasure") as bar:
+            for unit in units:
+                known = results.get(unit.about)
+                if known is None:
+                    known = unit.measure()
+                    results.put(unit.about, known)
+                    bar.update()
+                if "unsuitable" in known:
+                    found.unsuitable[unit.name] = known["unsuitable"]
+                else:
+                    found.outcomes.append(from_json(known))
+        return found
+
+    def _units(
+        self, methods: Mapping[tuple[str, str], Method], groups: Sequence[tuple[Concept, ...]]
+    ) -> "Iterator[Unit]":
+        timed = {next((g for g in groups if g[0][0] == domain), None) for domain in DOMAINS}
+        names = dict.fromkeys(name for name, _ in methods)
+        for concepts in groups:
+            job = self.job(concepts)
+            for name in names:
+                method = methods[name, concepts[0][0] if len(concepts) == 1 else "several"]
+                yield Unit(name, method, job, self.turns if concepts in timed else 0)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One method on one group of concepts.
+
+    Attributes:
+        name: of the method.
+        method: with its strength.
+        job: with the concepts.
+        turns: of timing it.
+    """
+
+    name: str
+    method: Method
+    job: Job
+    turns: int
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """All that decides the result."""
+        return self.job.about("test", self.name, settings=plainly(self.method.settings), turns=self.turns)
+
+    def measure(self) -> dict[str, Any]:
+        """The outcome as JSON, or why there is none."""
+        try:
+            built = self.job.built(self.method)
+        except Unsuitable as error:
+            return {"unsuitable": str(error)}
+        return to_json(replace(self.job.measured(self.name, built, self.turns), pictures=[]))
