@@ -80,7 +80,6 @@ def dictionaries(
     data: str,
     given: Mapping[str, Any],
     batch: int = 8,
-    recipe: Mapping[str, Any] = RECIPE,
 ) -> dict[str, Dictionary]:
     """Site -> dictionary, for what the methods need; what is trained is kept in `sae` and `text-sae` of the folder.
 
@@ -94,7 +93,6 @@ def dictionaries(
         data: prompts to train on.
         given: steps and guidance of the images that are trained on.
         batch: images made at a time.
-        recipe: further options of `visae train`.
 
     Raises:
         ValueError: if a run is of another pipeline.
@@ -112,7 +110,7 @@ def dictionaries(
             )
             run = train(
                 folder / name, model=place.name, site=site, data=data, collect=collect, image_batch=batch,
-                image_size=place.image_size, weights=place.weights, device=place.device, **recipe, **how,
+                image_size=place.image_size, weights=place.weights, device=place.device, **RECIPE, **how,
             ).run  # fmt: skip
         else:
             run = Run.open(given_run)
