@@ -17,6 +17,7 @@ SMALL = {
     "crisp": {"iterations": 2, "lr": 1e-2, "least": 0.0},
     "itd": {"kept": 20, "margin": 0.0},
     "dsg": {"false_positives": 1.0, "top_m": 1},
+    "ours": {"false_positives": 1.0},
 }
 """Settings under which a method does little."""
 CANNOT = {

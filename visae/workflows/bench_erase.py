@@ -143,9 +143,9 @@ def bench_erase(
             place, pipeline, chosen.values(), folder, sae=runs[0], text_sae=runs[1],
             data=training_data(first, folder, images), given=given, batch=batch,
         )  # fmt: skip
-        field = Field(pipeline, saes, given, folder, batch, phrasings, seeds, turns, {})
-        strong = field.strengths(chosen, domains, targets, tune, budget)
-        found = field.run(strong, groups)
+        bench = Field(pipeline, saes, given, folder, batch, phrasings, seeds, turns)
+        strong = bench.strengths(chosen, domains, targets, tune, budget)
+        found = bench.run(strong, groups)
         unsuitable |= {f"{method} on {name}": why for method, why in found.unsuitable.items()}
         lines += table_lines(name, found.outcomes)
         write_json(folder / "table.json", Table(found.outcomes).to_dict())

@@ -115,8 +115,8 @@ def world_task(concepts: Sequence[Concept], given: Mapping[str, Any], phrasings:
         seeds: test images of every text.
     """
     joint, known = tuple(concepts), dict(given)
-    parts = [tuning([one], "train", phrasings) for one in joint]
     whole = tuning(joint, "train", phrasings)
+    parts = [whole] if len(joint) == 1 else [tuning([one], "train", phrasings) for one in joint]
     # What leaves a factor open may show the concept by chance.
     kept = [one for one in whole.retain if all(factor in one.labels for factor, _ in joint)]
     retain = tuple(one.text for one in kept)

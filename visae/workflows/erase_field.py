@@ -1,7 +1,7 @@
 """Many erasures on one pipeline: strengths once for a method and a domain, then every method on every target."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ class Field:
         seeds: test images of every text.
         turns: of timing.
         studios: shared by all jobs, so that plain pictures are drawn, and judged, once.
+        jobs: those that were begun, by their concepts.
     """
 
     pipeline: AdaptedPipeline
@@ -84,14 +85,18 @@ class Field:
     phrasings: int
     seeds: int
     turns: int
-    studios: dict[str, Studio]
+    studios: dict[str, Studio] = field(default_factory=dict)
+    jobs: dict[tuple[Concept, ...], Job] = field(default_factory=dict)
 
     def job(self, concepts: Sequence[Concept]) -> Job:
         """The job of erasing some concepts."""
+        if (known := self.jobs.get(tuple(concepts))) is not None:
+            return known
         task: Task = world_task(concepts, self.given, self.phrasings, self.seeds)
         tools = acting(self.pipeline, self.saes, task, self.folder, self.batch)
         marks = {site: fingerprint(one) for site, one in self.saes.items()}
-        return Job(self.pipeline, task, tools, self.given, self.folder, self.batch, marks, self.studios)
+        made = Job(self.pipeline, task, tools, self.given, self.folder, self.batch, marks, self.studios)
+        return self.jobs.setdefault(tuple(concepts), made)
 
     def strengths(
         self, methods: Mapping[str, Method], domains: Sequence[str], targets: int | None, tune: int, budget: float
