@@ -181,7 +181,7 @@ def fewer_prompts(monkeypatch):
         found = tuning(*args)
         return type(found)(found.words, some(found.target), some(found.retain), found.pairs)
 
-    monkeypatch.setattr(concepts, "cells", lambda *args: some(cells_of(*args)))
+    monkeypatch.setattr(concepts, "cells", lambda *args: SimpleNamespace(items=some(cells_of(*args))))
     monkeypatch.setattr(concepts, "tuning", tuned)
 
 

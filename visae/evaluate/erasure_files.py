@@ -1,5 +1,6 @@
 """Outcomes of erasures as JSON, without their pictures, so that what was measured once need not be again."""
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from visae.evaluate.rates import Tally
 
 FORMAT = 1
 """Goes up whenever a measure means something else."""
-_COSTS = ("seconds_plain", "seconds_erased", "seconds_entering", "peak_plain", "peak_erased", "turns")
 
 
 def to_json(outcome: Outcome) -> dict[str, Any]:
@@ -37,8 +37,13 @@ def from_json(told: dict[str, Any]) -> Outcome:
         {judge: _read(one) for judge, one in told["plain"].items()},
         Harm(_read(told["harm"]["tallies"]), told["harm"]["frechet"]),
         _read(told["gate"]),
-        None if costs is None else Overhead(**{k: float("nan") if costs[k] is None else costs[k] for k in _COSTS}),
+        None if costs is None else _overhead(costs),
     )
+
+
+def _overhead(told: dict[str, Any]) -> Overhead:
+    costs: dict[str, Any] = {one.name: told[one.name] for one in fields(Overhead)}
+    return Overhead(**{name: float("nan") if value is None else value for name, value in costs.items()})
 
 
 def _tallies(found: dict[str, Tally]) -> dict[str, list[list[float]]]:

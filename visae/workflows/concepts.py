@@ -126,8 +126,8 @@ def world_task(concepts: Sequence[Concept], given: Mapping[str, Any], phrasings:
         return Request(told.words, target, retain, tuple(told.pairs), FIRST_SEED["train"], known)
 
     return Task(
-        joint, request(whole), tuple(map(request, parts)), [*whole.target, *kept], list(cells("validation", phrasings)),
-        list(cells("test", phrasings, seeds)), DOMAINS, True,
+        joint, request(whole), tuple(map(request, parts)), [*whole.target, *kept], cells("validation", phrasings).items,
+        cells("test", phrasings, seeds).items, DOMAINS, True,
     )  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def learning_from(task: Task, target: str | Path | None, retain: str | Path | No
         found[kind] = [known.get(text, Prompt(text, first + i, f"{kind}/{i}")) for i, text in enumerate(texts)]
     learn = {kind: tuple(one.text for one in some) for kind, some in found.items()}
     requests = tuple(
-        replace(one, retain=learn["retain"], **({} if target is None else {"target": learn["target"]}))
+        replace(one, retain=learn["retain"], target=one.target if target is None else learn["target"])
         for one in (task.request, *task.requests)
     )
     return replace(task, request=requests[0], requests=requests[1:], tuned_on=[*found["target"], *found["retain"]])

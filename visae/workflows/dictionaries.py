@@ -99,17 +99,17 @@ def dictionaries(
     """
     found: dict[str, Dictionary] = {}
     sites = default_sites(pipeline)
-    runs = zip(("sae", "text-sae"), needed(methods), (sae, text_sae), sites, ("generate", "text"), strict=True)
-    for name, wanted, given_run, site, collect in runs:
+    runs = zip(("sae", "text-sae"), needed(methods), (sae, text_sae), sites, strict=True)
+    for name, wanted, given_run, site in runs:
         if given_run is None and (not wanted or not site):
             continue
         if given_run is None:
             announce(f"training a dictionary of {site} on {data}, kept in {folder / name}")
-            how = (
-                {key: given.get(key) for key in ("steps", "guidance")} if collect == "generate" else {"tokens": "text"}
-            )
+            how: dict[str, Any] = {key: given.get(key) for key in ("steps", "guidance")}
+            if name == "text-sae":
+                how = {"collect": "text", "tokens": "text"}
             run = train(
-                folder / name, model=place.name, site=site, data=data, collect=collect, image_batch=batch,
+                folder / name, model=place.name, site=site, data=data, image_batch=batch,
                 image_size=place.image_size, weights=place.weights, device=place.device, **RECIPE, **how,
             ).run  # fmt: skip
         else:
