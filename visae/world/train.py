@@ -82,7 +82,7 @@ def _call(args: argparse.Namespace) -> dict[str, Any]:
 
 def _measure(args: argparse.Namespace) -> None:
     if args.name in models.PIPELINES:
-        _show(evaluate_pipeline(models.pipeline(args.name, args.folder), args.n or 384, **_call(args)))
+        _show(evaluate_pipeline(models.pipeline(args.name, args.folder), args.n or 960, **_call(args)))
         return
     tokenizer = models.tokenizer(args.name) if args.name == "tiny-clip" else None
     _show(evaluate(models.build(args.name), models.config(args.name), tokenizer, args.n or 4000))
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         make.set_defaults(run=_make)
     measure = commands.add_parser("eval", help="metrics of a shipped model on the test split")
     measure.add_argument("name", choices=(*models.MODELS, *models.PIPELINES))
-    measure.add_argument("--n", type=int, help="test images (4000), or prompts for a pipeline (384)")
+    measure.add_argument("--n", type=int, help="test images (4000), or prompts for a pipeline (960)")
     _pipeline_options(measure)
     measure.set_defaults(run=_measure)
     sheet = commands.add_parser("sheet", help="prompts against pictures of a pipeline, to be looked at")

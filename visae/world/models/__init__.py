@@ -41,7 +41,7 @@ def pipeline(name: str, path: Path | None = None) -> Any:
     """A shipped text-to-image pipeline, as diffusers loads it, in fp32 on the CPU.
 
     Args:
-        name: "tiny-sd" (`StableDiffusionPipeline`) or "tiny-dit" (`StableDiffusion3Pipeline`).
+        name: "tiny-sd" (`StableDiffusionPipeline`) or "tiny-dit" (`PixArtAlphaPipeline`).
         path: another folder to load it from than the shipped one.
 
     Raises:

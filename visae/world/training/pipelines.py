@@ -56,7 +56,7 @@ def _nothing(*_: Any) -> None:
     pass
 
 
-def train_pipeline(name: str, target: Path, work: Path, device: str, n_test: int = 384) -> dict[str, float]:
+def train_pipeline(name: str, target: Path, work: Path, device: str, n_test: int = 960) -> dict[str, float]:
     """Train a pipeline (or go on where a killed run stopped) and write it to a folder.
 
     The first pipeline trains the autoencoder too; `tiny-dit` takes that of the shipped `tiny-sd`.
