@@ -181,6 +181,7 @@ def preserved(
     judge: Judge | None = None,
     embed: Embed | None = None,
     batch: int = 8,
+    n_losses: int | None = None,
     after: Callable[[int], object] | None = None,
 ) -> Preserved:
     """Makes the images of the same seeds with and without reconstructions, and measures what is lost.
@@ -194,6 +195,8 @@ def preserved(
         judge: tells what pictures show; None asks nobody.
         embed: brings pictures to vectors; None compares pixels alone.
         batch: images made at a time.
+        n_losses: prompts, from the first on, on which the denoiser's loss is measured too, which costs some four runs;
+            None takes all.
         after: called with the number of images done.
 
     Raises:
@@ -211,7 +214,9 @@ def preserved(
             other = clean_latents(pipeline, texts, seeds, collected.arguments())
         for latents, pictures in ((plain, found.plain), (other, found.reconstructed)):
             pictures += decoded(pipeline.pipe, latents, *collected.image_hw)
-        _denoise(pipeline, sae, place, collected, texts, seeds, plain.float(), found.losses)
+        m = len(part) if n_losses is None else max(0, min(len(part), n_losses - start))
+        if m:
+            _denoise(pipeline, sae, place, collected, texts[:m], seeds[:m], plain[:m].float(), found.losses)
         if after is not None:
             after(len(part))
     found.losses = dict(sorted(found.losses.items()))

@@ -38,6 +38,8 @@ RECIPE: dict[str, Any] = {
     "image_batch": 16,
 }
 """What the demo trains; everything else is `visae train`'s default."""
+LOSSES = 16
+"""Prompts on which the denoiser's loss is measured."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ HEAD = ["site", "FVU, mean over sigma", "worst bin", "L0", "dead", "judge agrees
 
 
 def demo_diffusion(
-    out: Path = Path("visae-demo-diffusion"), *, prompts: int = 800, passes: float = 1, test: int = 64, seed: int = 0
+    out: Path = Path("visae-demo-diffusion"), *, prompts: int = 600, test: int = 96, seed: int = 0
 ) -> Demo:
     """See what a sparse autoencoder finds in a text-to-image model while it draws, offline.
 
@@ -79,8 +81,7 @@ def demo_diffusion(
 
     Args:
         out: folder for the page and the numbers.
-        prompts: images that are made for training.
-        passes: passes over their tokens; each makes the images anew.
+        prompts: images that are made for training; other sites, which stand beside, get half of them.
         test: held-out prompts that are drawn with and without reconstructions.
         seed: of the dictionary.
     """
@@ -89,11 +90,9 @@ def demo_diffusion(
     places = []
     for site in (SITE, *OTHER_SITES):
         own = site == SITE
-        run = train(
-            out if own else out / "sites" / site, site=site, data=data, seed=seed, passes=passes if own else passes / 2,
-            **RECIPE,
-        )  # fmt: skip
-        places.append(Place(site, run.metrics, preserved(run.run.folder, n=test if own else test // 2)))
+        folder, passes, n = (out, 1.0, test) if own else (out / "sites" / site, 0.5, test // 3)
+        run = train(folder, site=site, data=data, seed=seed, passes=passes, **RECIPE)
+        places.append(Place(site, run.metrics, preserved(run.run.folder, n=n, n_losses=LOSSES)))
     opened = Run.open(out)
     found = look(opened, None, None, None, "auto", factors=None, localise=None, image_batch=16, workers=2)
     save_selections(opened, found)

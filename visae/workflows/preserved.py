@@ -56,6 +56,7 @@ def preserved(
     prompts: str | None = None,
     *,
     n: int = 32,
+    n_losses: int | None = None,
     batch: int = 8,
     out: Path | None = None,
     device: str = "auto",
@@ -73,6 +74,7 @@ def preserved(
         run: folder of a run that was trained on a pipeline, see `visae train`.
         prompts: see `visae extract --help`; the test part of those of the training, else those themselves.
         n: at most so many prompts.
+        n_losses: at most so many on which the denoiser's loss is measured, which costs most; all if not given.
         batch: pictures made at a time.
         out: folder for what is written; the run's own if not given.
         device: `auto`, `cpu`, `cuda`, ...
@@ -87,7 +89,7 @@ def preserved(
     with tqdm(total=len(wanted), desc="preserved", unit="img") as bar:
         numbers = measure(
             pipeline, sae, Site.from_dict(card.site), Collection.from_dict(card.sampling), wanted, judge=judge,
-            embed=clip_vectors, batch=batch, after=bar.update,
+            embed=clip_vectors, batch=batch, n_losses=n_losses, after=bar.update,
         )  # fmt: skip
     folder = Path(out) if out else opened.folder
     folder.mkdir(parents=True, exist_ok=True)
