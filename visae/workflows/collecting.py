@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -116,7 +116,7 @@ def ground_of(
     return Ground(adapted, given, known, image_batch or 8)
 
 
-def looks(collected: Collection | None, n_rows: int) -> dict[str, int]:
+def looks(collected: Collection | None, n_rows: int) -> dict[str, Any]:
     """Of a pipeline's rows, which cost most to make, no more than a pass for statistics before and after training."""
     if collected is None:
         return {}

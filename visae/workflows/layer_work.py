@@ -17,7 +17,7 @@ from visae.evaluate import Evaluation
 from visae.evaluate.layers import AngularDistances
 from visae.model import AdaptedModel
 from visae.pipelines import AdaptedPipeline
-from visae.sae import Dictionary, Moments, load_sae, make_sae, save_sae
+from visae.sae import Dictionary, Moments, Rows, load_sae, make_sae, save_sae
 from visae.sae.normalisers import Scale
 from visae.store import WideStream
 from visae.tokens import TokenPolicy
@@ -84,7 +84,7 @@ def measure_layers(
         wanted = min(SAMPLE, wide.n_rows)
         with tqdm(total=wanted, unit="token", desc="compare layers", dynamic_ncols=True) as bar:
             for x in wide.loader(min(4096, wanted), seed=0, passes=1):
-                tokens: torch.Tensor = getattr(x, "rows", x)
+                tokens = x.rows if isinstance(x, Rows) else x
                 parts = dict(zip(layers, tokens.split(list(wide.widths.values()), dim=1), strict=True))
                 distances.add(parts)
                 for name, rows in parts.items():
