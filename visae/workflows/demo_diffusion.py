@@ -34,7 +34,8 @@ RECIPE: dict[str, Any] = {
     "k": 32,
     "steps": 20,
     "guidance": 4.0,
-    "batch": 2048,
+    "batch": 1024,
+    "options": {"aux": 0.125},
     "image_batch": 16,
 }
 """What the demo trains; everything else is `visae train`'s default."""
