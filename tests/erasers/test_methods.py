@@ -31,7 +31,7 @@ CANNOT = {
     **{("esd_x", name): "no cross-attention" for name in ("dit", "flux", "flux-guided")},
 }
 """Method and pipeline -> what the refusal says."""
-LAYOUTS = ("sd", "pixart-alpha", "dit", "flux-guided", "flux")
+LAYOUTS = ("sd", "dit", "flux-guided", "flux")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

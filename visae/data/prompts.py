@@ -17,7 +17,7 @@ from visae.data.prompt_layouts import PROMPT_LAYOUTS, TABLES, PromptRecord
 from visae.data.sample import FactorTable, Prompt, PromptData
 from visae.registry import UnknownName
 
-PROMPT_SOURCES = {"world": "visae.world.prompts:prompts_from_spec"}
+PROMPT_SOURCES = {"world": "visae.world.prompt_specs:prompts_from_spec"}
 """Prefix of a spec -> `module:function` that makes the prompts from the whole spec."""
 
 PARTS = {"train": 0.8, "validation": 0.1, "test": 0.1}

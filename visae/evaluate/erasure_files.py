@@ -42,8 +42,10 @@ def from_json(told: dict[str, Any]) -> Outcome:
 
 
 def _overhead(told: dict[str, Any]) -> Overhead:
-    costs: dict[str, Any] = {one.name: told[one.name] for one in fields(Overhead)}
-    return Overhead(**{name: float("nan") if value is None else value for name, value in costs.items()})
+    costs: dict[str, Any] = {
+        one.name: float("nan") if told[one.name] is None else told[one.name] for one in fields(Overhead)
+    }
+    return Overhead(**costs)
 
 
 def _tallies(found: dict[str, Tally]) -> dict[str, list[list[float]]]:

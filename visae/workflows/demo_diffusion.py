@@ -91,7 +91,7 @@ def demo_diffusion(
     places = []
     for site in (SITE, *OTHER_SITES):
         own = site == SITE
-        folder, passes, n = (out, 1.0, test) if own else (out / "sites" / site, 0.5, test // 3)
+        folder, passes, n = (out, 1.0, test) if own else (out / "sites" / site, 0.5, max(1, test // 3))
         run = train(folder, site=site, data=data, seed=seed, passes=passes, **RECIPE)
         places.append(Place(site, run.metrics, preserved(run.run.folder, n=n, n_losses=LOSSES)))
     opened = Run.open(out)

@@ -17,7 +17,7 @@ from visae.registry import UnknownName
 from visae.world.captions import Caption, draw_caption
 from visae.world.factors import BACKGROUNDS, COLOURS, FACTORS, SHAPES, STYLES
 from visae.world.hashing import Stream
-from visae.world.prompts import stated
+from visae.world.prompt_specs import stated
 from visae.world.scene import Scene, draw_scene
 from visae.world.training.latents import withheld_combinations
 from visae.world.variants import replace_value
