@@ -175,7 +175,7 @@ def test_per_token_normalisers_scale_what_a_code_adds():
 
 def test_tokens_with_the_concept_give_way_to_the_mean_of_the_others(moment):
     f = moment.values((2,))[..., 0]
-    middle = float(f.median())
+    middle = float(f.detach().median())
     found = replace_tokens([2], middle).delta(moment, memory())
     for r in range(4):
         hit = f[r] > middle
@@ -192,7 +192,7 @@ def test_places_multiply_and_reach_single_latents(moment):
         above_mean(LEVELS, MEANS), on_tokens(mask), at_levels(LEVELS, torch.tensor([[True, True], [True, False]]))
     )
     wanted = -f * (f > torch.tensor([1.0, 3.0])) * mask.view(1, 6, 1)
-    level = float(LEVELS[torch.tensor(LEVELS).log().sub(math.log(2.0)).abs().argmin()])
+    level = float(LEVELS[LEVELS.log().sub(math.log(2.0)).abs().argmin()])
     if level == 4.0:
         wanted[..., 1] = 0
     torch.testing.assert_close(edit.delta(moment, memory()), moment.decoded((2, 5), wanted), rtol=1e-4, atol=1e-5)
