@@ -88,6 +88,15 @@ class Step:
         """Branch of every row as a number, `[rows]` int8."""
         return torch.tensor([CODES[branch] for branch in self.branch], dtype=torch.int8)
 
+    def rows(self, *branches: Branch) -> list[int]:
+        """Rows of the batch that belong to any of some branches."""
+        return [row for row, branch in enumerate(self.branch) if branch in branches]
+
+    @property
+    def asked(self) -> list[int]:
+        """Rows that follow the prompt: the conditional ones, or all of a run without guidance."""
+        return self.rows("cond") or ([] if "uncond" in self.branch else self.rows("none"))
+
 
 class _Table:
     """The timesteps that a scheduler was set to, on the host."""

@@ -25,6 +25,17 @@ SCALED = ("Euler", "Heun", "LMS", "KDPM2", "DPMSolverSDE", "EDM")
 """Schedulers whose samples are x0 + sigma noise, by the words in their names (read in diffusers 0.42)."""
 
 
+def prediction(output: Tensor, like: Tensor) -> Tensor:
+    """The part of a denoiser's output that is a prediction, without learned variances, as a view.
+
+    Args:
+        output: `[n, c, h, w]` or `[n, t, c]`.
+        like: what was denoised, or clean, whose channels are those of a prediction, at most.
+    """
+    axis = 1 if output.dim() == 4 else output.dim() - 1
+    return output.narrow(axis, 0, min(output.shape[axis], like.shape[axis]))
+
+
 def predicted_clean(scheduler: Any, output: Tensor, timestep: Tensor | float, sample: Tensor) -> Tensor:
     """What a denoiser's output says that the clean latents are.
 

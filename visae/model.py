@@ -265,15 +265,18 @@ def vision(model: "AdaptedModel | AdaptedPipeline") -> AdaptedModel:
     return model
 
 
-def drawing(model: "AdaptedModel | AdaptedPipeline") -> "AdaptedPipeline":
-    """The same model, for a job that needs a pipeline that makes images.
+def drawing(model: Any) -> "AdaptedPipeline":
+    """The same model, for a job that needs a pipeline that makes images; one of diffusers is adapted.
 
     Raises:
         ValueError: if it is a model that sees them.
     """
-    if isinstance(model, AdaptedModel):
-        raise ValueError(f"{model.id} sees images and makes none; this job needs a pipeline such as visae:tiny-sd")
-    return model
+    from visae.pipelines import AdaptedPipeline
+
+    adapted = model if isinstance(model, AdaptedModel | AdaptedPipeline) else wrap(model)
+    if isinstance(adapted, AdaptedModel):
+        raise ValueError(f"{adapted.id} sees images and makes none; this job needs a pipeline such as visae:tiny-sd")
+    return adapted
 
 
 def models(pattern: str = "*", family: str | None = None) -> list[str]:

@@ -13,6 +13,7 @@ from visae.first_calls import quiet
 from visae.geometry import Geometry
 from visae.pipelines import AdaptedPipeline
 from visae.sae import Codes, Dictionary
+from visae.sae.side import at_sigma
 from visae.sites import Site
 from visae.taps import tap
 
@@ -82,12 +83,11 @@ class _Watch:
         self.codes: list[Codes] = []
 
     def __call__(self, step: Step) -> None:
-        wanted = self.branch or ("none" if "none" in step.branch else "cond")
-        rows = [row for row, branch in enumerate(step.branch) if branch == wanted]
+        rows = step.rows(self.branch) if self.branch else step.asked
         if not rows or len(self.codes) > step.index:
             return
         tokens = self.taken[self.site.name][rows].to(self.device).float()
-        side = {"sigma": torch.full((tokens.shape[1],), step.sigma).to(tokens)} if "sigma" in self.sae.needs else {}
+        side = at_sigma(self.sae, tokens.shape[1], step.sigma)
         self.sigmas.append(step.sigma)
         self.codes.append(_on_cpu(self.sae.encode(tokens[0], **side)))
 

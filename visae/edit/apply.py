@@ -81,7 +81,7 @@ class Editing:
         prefix = 0 if site.grid is None else len(site.prefix)  # text sites are nothing but tokens before a grid
         moment = Moment(
             edited.sae, tokens[rows, prefix:].float(), tuple(branch[row] for row in rows),
-            torch.tensor([samples[row] for row in rows], device=tokens.device), sigma, index, call,
+            torch.tensor([samples[row] for row in rows]), sigma, index, call,
             site.grid if tokens.shape[1] == site.n_tokens else None,
         )  # fmt: skip
         found = [delta for edit, memory in acting if (delta := edit.delta(moment, memory)) is not None]

@@ -115,7 +115,7 @@ class NegativeOfMean(CodeChange):
 
     def new(self, f: Tensor, moment: Moment) -> Tensor:
         """See `CodeChange.new`."""
-        mean = at_level(self.levels, self.means, _sigma(moment, self.levels))
+        mean = at_level(self.levels, self.means, moment.level(self.levels))
         return f * (self.factor * mean.to(f))
 
 
@@ -241,7 +241,7 @@ class Replace(Change):
         f, x = moment.values(self.latents), moment.x
         found = exceeds(looked_at(f), f.new_tensor(self.thresholds)).amax(-1, keepdim=True)
         if self.levels is not None and self.tokens is not None:
-            other = at_level(self.levels, self.tokens, _sigma(moment, self.levels)).to(x).expand_as(x)
+            other = at_level(self.levels, self.tokens, moment.level(self.levels)).to(x).expand_as(x)
         else:
             rest = 1 - found.detach()
             count = rest.sum(1, keepdim=True)
@@ -249,12 +249,3 @@ class Replace(Change):
             other = torch.where(count > 0, mean, moment.sae.mean.to(x)).expand_as(x)
         changed = (other - x) * found
         return changed if mask is None else changed * mask.amax(-1, keepdim=True)
-
-
-def _sigma(moment: Moment, levels: Tensor) -> float:
-    """Noise level of a call; where nothing is denoised, a table has one row."""
-    if moment.sigma is not None:
-        return moment.sigma
-    if len(levels) > 1:
-        raise ValueError(f"this edit holds a table of {len(levels)} noise levels, and its site has none")
-    return float(levels[0])

@@ -88,15 +88,15 @@ class Edit:
         return levels and (self.steps is None or self.steps[0] <= index < self.steps[1])
 
     def weights(self, moment: Moment) -> Tensor:
-        """`[R]` factor of every row, with the sign of its branch.
+        """`[R]` factor of every row, with the sign of its branch, on the CPU: nothing waits for a GPU to look at it.
 
         Raises:
             ValueError: if the strengths are not as many as the images.
         """
         signs = {"cond": self.branches != "uncond", "uncond": self.branches in ("uncond", "both"), "none": True}
-        weights = moment.x.new_tensor([float(signs[branch]) for branch in moment.branch])
+        weights = torch.tensor([float(signs[branch]) for branch in moment.branch])
         if self.branches == "opposed":
-            weights = weights - moment.x.new_tensor([float(branch == "uncond") for branch in moment.branch])
+            weights = weights - torch.tensor([float(branch == "uncond") for branch in moment.branch])
         if self.samples is not None:
             weights = weights * torch.isin(moment.samples, moment.samples.new_tensor(self.samples))
         if isinstance(self.strength, tuple):
@@ -111,8 +111,9 @@ class Edit:
     def delta(self, moment: Moment, memory: Memory) -> Tensor | None:
         """What it adds to the tokens `[R, T, d]`, None where it leaves all as they are."""
         weights = self.weights(moment)
-        if not bool(weights.any()) and self.gate is None:
+        if not bool(weights.any()):
             return None
+        weights = weights.to(moment.x)
         delta = self.change.delta(moment, joint(self.places, moment, self.latents))
         if self.gate is not None:
             seen = self.gate.score(moment, self.latents, delta)

@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from visae.edit.apply import EditedSite, Editing, edited_sites
 from visae.edit.saving import packed, unpacked
 from visae.json_files import write_json
-from visae.model import wrap
-from visae.pipelines import AdaptedPipeline
+from visae.model import drawing
 from visae.sae import Card, load_sae, save_sae
 from visae.sites import Site
 
@@ -41,7 +40,7 @@ class Erasing:
     """
 
     def __init__(self, pipe: Any, sites: Sequence[EditedSite], about: dict[str, Any] | None = None):
-        self.pipeline: AdaptedPipeline = pipe if isinstance(pipe, AdaptedPipeline) else wrap(pipe)  # type: ignore[assignment]
+        self.pipeline = drawing(pipe)
         self.sites, self.about = list(sites), about or {}
         self._entered: list[ExitStack] = []
         self._installed: ExitStack | None = None
@@ -144,7 +143,7 @@ def load_erasure(folder: str | Path, pipe: Any, *, strict: bool = True) -> Erasi
     told = json.loads((folder / FILE).read_text(encoding="utf8"))
     if told["format"] > FORMAT:
         raise ValueError(f"{folder} is of format {told['format']}, this visae reads up to {FORMAT}: update visae")
-    pipeline: AdaptedPipeline = pipe if isinstance(pipe, AdaptedPipeline) else wrap(pipe)  # type: ignore[assignment]
+    pipeline = drawing(pipe)
     then, now = told["pipeline"], {"class": type(pipeline.pipe).__name__, "revision": pipeline.revision}
     if then["class"] != now["class"] or (strict and then["revision"] != now["revision"]):
         raise ValueError(

@@ -130,12 +130,13 @@ class Memory:
 
         Derivatives are those of `visae.edit.surrogate`, with respect to the image's largest score at this call.
         """
-        place, told = samples.cpu(), scores.detach().float().cpu()
-        self.largest = self.largest.scatter_reduce(0, place, told, "amax")
-        now = torch.zeros_like(self.open).index_put((place,), told > gate.threshold, accumulate=True)
+        told = scores.detach().float().cpu()
+        self.largest = self.largest.scatter_reduce(0, samples, told, "amax")
+        now = torch.zeros_like(self.open).index_put((samples,), told > gate.threshold, accumulate=True)
         self.open = self.open | now
-        through = (self.open if gate.memory == "run" else now)[place].to(scores)
+        through = (self.open if gate.memory == "run" else now)[samples].to(scores)
         if not soft(scores):
             return through
-        most = scores.new_full((len(self.open),), -math.inf).scatter_reduce(0, samples, scores, "amax")[samples]
+        place = samples.to(scores.device)
+        most = scores.new_full((len(self.open),), -math.inf).scatter_reduce(0, place, scores, "amax")[place]
         return straight_through(through, most, gate.threshold)

@@ -9,6 +9,7 @@ from torch import Tensor
 from visae.clock import Branch
 from visae.sae import Codes, Dictionary
 from visae.sae.chosen import chosen_directions, chosen_values
+from visae.sae.side import at_sigma
 
 
 @dataclass(eq=False)
@@ -19,7 +20,7 @@ class Moment:
         sae: the dictionary of the site.
         x: `[R, T, d]` float32 raw tokens, without those before the grid.
         branch: of guidance, of every row.
-        samples: `[R]` int64 which image of the batch a row belongs to.
+        samples: `[R]` int64 on the CPU, which image of the batch a row belongs to.
         sigma: noise level; None where nothing is denoised (text encoders).
         index: place of the step among those of the run.
         call: number of the call in the run; 0 begins a new one.
@@ -42,11 +43,21 @@ class Moment:
         return self.x.flatten(0, 1).to(self.sae.mean.device)
 
     def _side(self, n: int) -> dict[str, Tensor]:
-        if "sigma" not in self.sae.needs_to_encode:
-            return {}
-        if self.sigma is None:
+        if self.sigma is None and "sigma" in self.sae.needs_to_encode:
             raise ValueError(f"a {self.sae.kind} dictionary needs noise levels, and text encoders have none")
-        return {"sigma": torch.full((n,), self.sigma).to(self.sae.mean)}
+        return at_sigma(self.sae, n, self.sigma or 0.0)
+
+    def level(self, levels: Tensor) -> float:
+        """Where to look into a table of noise levels `[S]`; where nothing is denoised, tables have one.
+
+        Raises:
+            ValueError: for a table of several levels where there are none.
+        """
+        if self.sigma is not None:
+            return self.sigma
+        if len(levels) > 1:
+            raise ValueError(f"this edit holds a table of {len(levels)} noise levels, and its site has none")
+        return float(levels[0])
 
     def latents(self, numbers: tuple[int, ...]) -> Tensor:
         """Numbers of latents as a tensor `[m]` where the dictionary is."""

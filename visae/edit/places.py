@@ -94,8 +94,7 @@ class AboveMean(Place):
     def mask(self, moment: Moment, latents: tuple[int, ...]) -> Tensor:
         """See `Place.mask`."""
         f = looked_at(moment.values(latents))
-        sigma = float(self.levels[0]) if moment.sigma is None else moment.sigma
-        return exceeds(f, at_level(self.levels, self.means, sigma).to(f)).to(moment.x)
+        return exceeds(f, at_level(self.levels, self.means, moment.level(self.levels)).to(f)).to(moment.x)
 
 
 @PLACES.register("at_levels")
@@ -113,8 +112,7 @@ class AtLevels(Place):
 
     def mask(self, moment: Moment, latents: tuple[int, ...]) -> Tensor:  # noqa: ARG002
         """See `Place.mask`."""
-        sigma = float(self.levels[0]) if moment.sigma is None else moment.sigma
-        return self.active[nearest_level(self.levels, sigma)].to(moment.x).view(1, 1, -1)
+        return self.active[nearest_level(self.levels, moment.level(self.levels))].to(moment.x).view(1, 1, -1)
 
 
 def joint(places: tuple[Place, ...], moment: Moment, latents: tuple[int, ...]) -> Tensor | None:

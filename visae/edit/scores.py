@@ -2,21 +2,21 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 
 from visae.edit.apply import EditedSite, edited_sites
 from visae.edit.edits import Edit
-from visae.first_calls import Stopped, quiet
+from visae.first_calls import quiet
 from visae.pipelines import AdaptedPipeline
 from visae.sae import Dictionary
 from visae.sites import Site
+from visae.store.batches import split_into
+from visae.store.probing import first_call
 
 
 @torch.no_grad()
@@ -52,21 +52,15 @@ def gate_scores(
         raise ValueError("an edit without a gate has no scores; give it one with Edit.whether(gate)")
     shut = edit.whether(replace(edit.gate, threshold=math.inf))
     found, place = [], pipeline.site(site)
-    denoiser: nn.Module = getattr(pipeline.pipe, pipeline.denoiser.name)
     text = place.path.partition(".")[0] != pipeline.denoiser.name
-    for start in tqdm(range(0, len(prompts), batch), desc="gate", unit="batch", leave=False):
-        part = list(prompts[start : start + batch])
-        with edited_sites(pipeline, [EditedSite(sae, place, (shut,))]) as editing, _ending(denoiser, text):
-            with quiet(pipeline.pipe):
-                pipeline.generate(part, seeds[start : start + batch], **{"output_type": "latent", **(given or {})})
+    options: dict[str, Any] = {"output_type": "latent", **(given or {})}
+    for part in tqdm(list(split_into(range(len(prompts)), batch)), desc="gate", unit="batch", leave=False):
+        asked, noise = [prompts[i] for i in part], [seeds[i] for i in part]
+        with edited_sites(pipeline, [EditedSite(sae, place, (shut,))]) as editing:
+            if text:
+                first_call(pipeline, asked, noise, options)
+            else:
+                with quiet(pipeline.pipe):
+                    pipeline.generate(asked, noise, **options)
             found.append(editing.scores().numpy())
     return np.concatenate(found)
-
-
-def _ending(denoiser: nn.Module, at_once: bool) -> Any:
-    """Context in which runs end before the denoiser, if they shall."""
-
-    def stop(*_: Any) -> None:
-        raise Stopped
-
-    return denoiser.register_forward_pre_hook(stop) if at_once else nullcontext()

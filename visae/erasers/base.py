@@ -1,5 +1,6 @@
 """What every way to erase a concept takes and gives, so that all are evaluated alike."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -114,9 +115,10 @@ class Erasure:
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(ABC):
     """A way to erase a concept; its fields are its settings, `dataclasses.replace` changes them."""
 
+    @abstractmethod
     def build(self, pipeline: AdaptedPipeline, request: Request, tools: Tools) -> Erasure:
         """Does all that is to be done once for a concept; the pipeline is afterwards what it was.
 
@@ -128,7 +130,6 @@ class Method:
         Raises:
             Unsuitable: if the method cannot work on this pipeline.
         """
-        raise NotImplementedError
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visae.clock import Branch, Step
+from visae.clock import Step
+from visae.emerging import prediction
 from visae.erasers.base import Unsuitable
-from visae.first_calls import FirstCall, Stopped, quiet
+from visae.first_calls import FirstCall
 from visae.pipelines import AdaptedPipeline
-from visae.readings import arguments
+from visae.store.probing import first_call
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,13 @@ class Caught:
     @property
     def asked(self) -> FirstCall:
         """The call's rows that follow the prompt: those of the branch `cond`, or all of a run without guidance."""
-        return self.cut(*(self.places("cond") or self.places("none")))
+        return self.cut(*self.step.asked)
 
     @property
     def unasked(self) -> FirstCall | None:
         """The call's rows that follow the negative prompt; None where this call has none."""
-        found = self.places("uncond")
+        found = self.step.rows("uncond")
         return self.cut(*found) if found else None
-
-    def places(self, branch: Branch) -> list[int]:
-        """Rows of the batch that belong to a branch."""
-        return [row for row, its in enumerate(self.step.branch) if its == branch]
 
     def cut(self, *rows: int) -> FirstCall:
         """The call with these rows of the batch alone.
@@ -73,24 +70,8 @@ def catch(
     Raises:
         ValueError: if the run has no such step.
     """
-    denoiser: nn.Module = getattr(pipeline.pipe, pipeline.denoiser.name)
-    caught: list[Caught] = []
-
-    def stop(module: nn.Module, args: Any, kwargs: Any) -> None:
-        if clock.now.index == index and set(clock.now.branch) != {"uncond"}:
-            caught.append(Caught(clock.now, FirstCall(arguments(module, args, kwargs))))
-            raise Stopped
-
-    with torch.no_grad(), pipeline.clock() as clock:
-        handle = denoiser.register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            with quiet(pipeline.pipe):
-                pipeline.generate(prompts, seeds, **given)
-        finally:
-            handle.remove()
-    if not caught:
-        raise ValueError(f"a run of {clock.now.count} distinct timesteps has no step {index}")
-    return caught[0]
+    with torch.no_grad():
+        return Caught(*first_call(pipeline, prompts, seeds, given, lambda now: now.index == index and bool(now.asked)))
 
 
 class Prompted:
@@ -129,13 +110,7 @@ class Prompted:
 
 def predicted(module: nn.Module, call: FirstCall) -> Tensor:
     """What a denoiser gives for a call, `[n, ...]`, without learned variances; hooks on the denoiser stay out of it."""
-    return narrowed(module.forward(**call.arguments)[0], call.tensors[0])
-
-
-def narrowed(out: Tensor, sample: Tensor) -> Tensor:
-    """The part of a denoiser's output that is a prediction, as a view: as many channels as the sample has, at most."""
-    axis = 1 if out.dim() == 4 else out.dim() - 1
-    return out.narrow(axis, 0, min(out.shape[axis], sample.shape[axis]))
+    return prediction(module.forward(**call.arguments)[0], call.tensors[0])
 
 
 def _another(prompt: Any) -> Any:

@@ -7,8 +7,7 @@ from typing import Any
 from visae.codes.build import fingerprint
 from visae.edit import Edit, EditedSite, Erasing, at_levels, scale
 from visae.edit.edits import Who
-from visae.model import drawing, wrap
-from visae.pipelines import AdaptedPipeline
+from visae.model import drawing
 from visae.sae import Dictionary, load_sae
 from visae.select.selection import Selection
 
@@ -42,7 +41,7 @@ def erase(
     Raises:
         ValueError: if there is no site, the selection is of another dictionary, or the pipeline makes none.
     """
-    model: AdaptedPipeline = pipe if isinstance(pipe, AdaptedPipeline) else drawing(wrap(pipe))
+    model = drawing(pipe)
     if not isinstance(sae, Dictionary):
         sae = load_sae(sae, model=model).to(model.device)
     if isinstance(selection, str | Path):

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from visae.clock import StepClock, shadowed
+from visae.emerging import prediction
 from visae.erasers.base import METHODS, Erasure, Method, Request, Tools, Unsuitable
-from visae.erasers.calls import Caught, Prompted, catch, narrowed, predicted
+from visae.erasers.calls import Caught, Prompted, catch, predicted
 from visae.first_calls import FirstCall
 from visae.pipelines import AdaptedPipeline
 from visae.readings import arguments
@@ -125,12 +126,12 @@ class _Guide:
         if caught.step.call == 0:
             self.nu, self.calls = torch.zeros(()), {}
         if "cond" in branches:
-            self.safe = predicted(module, self.concept.into(caught.cut(*caught.places("cond"))))
+            self.safe = predicted(module, self.concept.into(caught.cut(*caught.step.rows("cond"))))
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         caught = Caught(self.clock.now, FirstCall(arguments(module, args, kwargs)))
-        given = narrowed(out[0], caught.call.tensors[0])
-        cond, uncond = caught.places("cond"), caught.places("uncond")
+        given = prediction(out[0], caught.call.tensors[0])
+        cond, uncond = caught.step.rows("cond"), caught.step.rows("uncond")
         if not (cond and uncond):
             self.calls["cond" if cond else "uncond"] = given
             return None
@@ -138,7 +139,7 @@ class _Guide:
         if gamma is None:
             return None
         changed = out[0].clone()
-        narrowed(changed, caught.call.tensors[0])[cond] = (given[cond].float() - gamma).to(changed.dtype)
+        prediction(changed, caught.call.tensors[0])[cond] = (given[cond].float() - gamma).to(changed.dtype)
         if isinstance(out, tuple):
             return (changed, *out[1:])
         return type(out)(**{**out, next(iter(out)): changed})

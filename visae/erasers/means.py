@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from visae.clock import Branch, Step, StepClock
+from visae.clock import Step, StepClock
 from visae.erasers.base import METHODS, Erasure, Method, Request, Tools, Unsuitable
 from visae.first_calls import quiet
+from visae.levels import at_level
 from visae.pipelines import AdaptedPipeline
 from visae.sites import Site
 from visae.taps import tap
@@ -34,20 +34,16 @@ class Means:
     """Mean tokens at noise levels.
 
     Attributes:
-        levels: `[S]` sigma, rising.
+        levels: `[S]` sigma.
         values: `[S, d]` float64 on the CPU.
     """
 
-    levels: np.ndarray
+    levels: Tensor
     values: Tensor
 
     def at(self, sigma: float) -> Tensor:
-        """Mean `[d]` at a noise level: between two, by log sigma; beyond the outer ones, theirs."""
-        logs = np.log(np.maximum(self.levels, 1e-12))
-        place = float(np.interp(np.log(max(sigma, 1e-12)), logs, np.arange(len(logs))))
-        low = int(place)
-        high = min(low + 1, len(logs) - 1)
-        return torch.lerp(self.values[low], self.values[high], place - low)
+        """Mean `[d]` at a noise level."""
+        return at_level(self.levels, self.values, sigma)
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ class MeanDifference(Method):
         return Erasure(enter, self.settings, {"site": site.name})
 
     def _without(self, clock: StepClock, site: Site, target: Means, retain: Means, tokens: Tensor) -> Tensor:
-        rows, start = asked_rows(clock.now), len(site.prefix)
+        rows, start = clock.now.asked, len(site.prefix)
         if not rows:
             return tokens
         x = tokens[rows, start:].float()
@@ -104,12 +100,6 @@ class MeanDifference(Method):
 METHODS.register("mean_difference")(MeanDifference())
 
 
-def asked_rows(step: Step) -> list[int]:
-    """Rows of a call that follow the prompt."""
-    wanted: Branch = "cond" if "cond" in step.branch else "none"
-    return [row for row, branch in enumerate(step.branch) if branch == wanted]
-
-
 @torch.no_grad()
 def means(
     pipeline: AdaptedPipeline, site: Site, prompts: Sequence[Any], seed: int, batch: int, given: dict[str, Any]
@@ -119,7 +109,7 @@ def means(
     counts: dict[float, int] = {}
 
     def add(step: Step) -> None:
-        rows = asked_rows(step)
+        rows = step.asked
         if rows:
             found = taken[site.name][rows, len(site.prefix) :].double().flatten(0, 1)
             sums[step.sigma] = sums.get(step.sigma, 0) + found.sum(0).cpu()
@@ -131,4 +121,6 @@ def means(
             seeds = range(seed + start, seed + start + len(some))
             pipeline.generate(some, list(seeds), **{"output_type": "latent", **given})
     levels = sorted(sums)
-    return Means(np.array(levels), torch.stack([sums[level] / counts[level] for level in levels]))
+    return Means(
+        torch.tensor(levels, dtype=torch.float64), torch.stack([sums[level] / counts[level] for level in levels])
+    )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from visae.evaluate.pictures import DISTANCES, identical, pixel_distance
 from visae.evaluate.rates import Tally, rate
+from visae.store.batches import split_into
 
 _TOGETHER = 64
 """Pictures whose pixels are held as numbers at a time."""
@@ -61,9 +62,8 @@ def harm(
     tallies = {"identical": Tally.of(identical(plain, erased), retain)}
     measures = {"pixels": pixel_distance, **DISTANCES}
     kept = np.flatnonzero(retain).tolist()
-    parts = [kept[start : start + _TOGETHER] for start in range(0, len(kept), _TOGETHER)]
     values = {name: np.zeros(len(plain)) for name in measures}
-    for part in parts:
+    for part in split_into(kept, _TOGETHER):
         before, after = [plain[i] for i in part], [erased[i] for i in part]
         for name, distance in measures.items():
             values[name][part] = distance(before, after)

@@ -26,12 +26,13 @@ from torch import Tensor
 
 from visae.clock import CODES, Branch, noise_scale
 from visae.data.sample import Prompt
-from visae.emerging import decoded
+from visae.emerging import decoded, prediction
 from visae.evaluate.blocks import Judge
 from visae.evaluate.pictures import DISTANCES
 from visae.first_calls import quiet
 from visae.pipelines import AdaptedPipeline
 from visae.sae import Dictionary
+from visae.sae.side import at_sigma
 from visae.sites import Site
 from visae.store.noising import Denoiser, noised
 from visae.store.sampling import Collection
@@ -55,8 +56,7 @@ def reconstruction(sae: Dictionary) -> Replace:
     """Tokens by what a dictionary makes of them."""
 
     def replace(x: Tensor, sigma: float) -> Tensor:
-        side = {"sigma": torch.full((len(x),), sigma).to(x)} if "sigma" in sae.needs else {}
-        return sae.decode(sae.encode(x.to(sae.mean.device), **side)).to(x)
+        return sae.decode(sae.encode(x.to(sae.mean.device), **at_sigma(sae, len(x), sigma))).to(x)
 
     return replace
 
@@ -276,8 +276,7 @@ def _denoise(
 ) -> None:
     """Adds the denoiser's losses at every collected noise level."""
     denoiser, scheduler = Denoiser(pipeline, texts, seeds, collected.arguments()), pipeline.pipe.scheduler
-    wanted: Branch = "cond" if "cond" in denoiser.step.branch else "none"
-    rows = [row for row, branch in enumerate(denoiser.step.branch) if branch == wanted][: len(texts)]
+    rows = denoiser.step.asked[: len(texts)]
     now = Now(branch=denoiser.step.branch)
     ways = {"reconstructed": reconstruction(sae), "mean": ablation(sae, "mean"), "zero": ablation(sae, "zero")}
     for slot in {slot.step: slot for slot in collected.slots}.values():
@@ -312,6 +311,4 @@ def target(scheduler: Any, clean: Tensor, noise: Tensor, sigma: float) -> Tensor
 
 def _error(output: Any, rows: list[int], wanted: Tensor) -> float:
     """Sum of squared errors of some rows of a denoiser's output; of learned variances, only the mean counts."""
-    found: Tensor = output[0][rows].double()
-    channels = 1 if found.dim() == 4 else found.dim() - 1
-    return float((found.narrow(channels, 0, wanted.shape[channels]) - wanted.double()).square().sum())
+    return float((prediction(output[0][rows].double(), wanted) - wanted.double()).square().sum())

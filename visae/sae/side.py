@@ -90,3 +90,8 @@ def _checked(name: str, value: Any, rows: Tensor, who: str) -> Tensor:
     if list(value.shape) != shape or not (value.is_floating_point() or not long):
         raise ValueError(f"{wanted}. Got {value.dtype} {list(value.shape)}")
     return value
+
+
+def at_sigma(sae: Any, n: int, sigma: float) -> dict[str, Tensor]:
+    """Side information of n tokens of one noise level, as `encode` of a dictionary wants it: empty if it does not."""
+    return {"sigma": torch.full((n,), sigma).to(sae.mean)} if "sigma" in sae.needs_to_encode else {}

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from visae.clock import Branch, noise_scale
+from visae.clock import noise_scale
 from visae.data.sample import Prompt
+from visae.emerging import prediction
 from visae.first_calls import quiet
 from visae.pipelines import AdaptedPipeline
 from visae.sae import Codes, Dictionary
+from visae.sae.side import at_sigma
 from visae.select.collecting import one_branch
 from visae.sites import Site
 from visae.store.noising import Denoiser, noised
@@ -99,8 +101,7 @@ class _Pair:
             self.clean: Tensor = pipeline.generate(texts, seeds, **({"output_type": "latent"} | given)).float()
         self.target = Denoiser(pipeline, texts, seeds, given)
         self.retain = Denoiser(pipeline, [one.text for one in retain], seeds, given)
-        wanted: Branch = "cond" if "cond" in self.target.step.branch else "none"
-        self.rows = [row for row, branch in enumerate(self.target.step.branch) if branch == wanted][: len(texts)]
+        self.rows = self.target.step.asked[: len(texts)]
 
     def scores(self, slot: Slot) -> Tensor:
         """Sum over the prompts of gradient times code, `[columns]`."""
@@ -122,9 +123,8 @@ class _Pair:
         def rewrite(tokens: Tensor) -> Tensor:
             x = tokens[self.rows, prefix:].detach().to(self.sae.mean)
             rows = x.flatten(0, 1)
-            side = {"sigma": torch.full((len(rows),), sigma).to(rows)} if "sigma" in self.sae.needs_to_encode else {}
             with torch.no_grad():
-                codes = self.sae.encode(rows, **side)
+                codes = self.sae.encode(rows, **at_sigma(self.sae, len(rows), sigma))
             values = codes.values.clone().requires_grad_(True)
             held.append((codes, values))
             decoded = self.sae.decode(codes.with_values(values))
@@ -136,9 +136,7 @@ class _Pair:
 
     def _prediction(self, output: Any) -> Tensor:
         """The conditional rows of a denoiser's output in float32, without variances that it may have learned."""
-        found: Tensor = output[0][self.rows].float()
-        channels = 1 if found.dim() == 4 else found.dim() - 1
-        return found.narrow(channels, 0, self.clean.shape[channels])
+        return prediction(output[0][self.rows].float(), self.clean)
 
 
 def _by_column(codes: Codes, scores: Tensor) -> Tensor:

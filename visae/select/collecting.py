@@ -23,6 +23,7 @@ from visae.model import AdaptedModel
 from visae.pipelines import AdaptedPipeline
 from visae.readings import arguments
 from visae.sae import Dictionary
+from visae.sae.side import at_sigma
 from visae.select.statistics import TABLES, PromptStatistics, narrowed
 from visae.sites import Site
 from visae.store.batches import split_into
@@ -181,8 +182,7 @@ def _reduced(sae: Dictionary, tokens: Tensor, keep: Tensor | None, sigma: float)
         owner, rows = owner[keep.flatten()], rows[keep.flatten()]
     counts = torch.bincount(owner, minlength=n).clamp(min=1).float()[:, None]
     rows, owner = rows.to(device), owner.to(device)
-    side = {"sigma": torch.full((len(rows),), sigma).to(rows)} if "sigma" in sae.needs_to_encode else {}
-    codes = sae.encode(rows, **side)
+    codes = sae.encode(rows, **at_sigma(sae, len(rows), sigma))
     fires = (codes.indices >= 0) & (codes.values != 0)
     values = codes.values[fires].float()
     column = torch.where(values < 0, codes.indices[fires] + sae.n_latents, codes.indices[fires])

@@ -1,7 +1,7 @@
 """What a pipeline makes of a `Sampling`, seen in a run that stops before the denoiser."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -55,14 +55,23 @@ def collection(model: AdaptedPipeline, site: Site, sampling: Sampling) -> Collec
 
 
 def first_call(
-    model: AdaptedPipeline, prompts: Sequence[Any], seeds: Sequence[int], given: Mapping[str, Any]
+    model: AdaptedPipeline,
+    prompts: Sequence[Any],
+    seeds: Sequence[int],
+    given: Mapping[str, Any],
+    wanted: Callable[[Step], bool] = lambda _: True,
 ) -> tuple[Step, FirstCall]:
-    """The first call of the denoiser in a run with these arguments of `generate`, which ends there."""
+    """The first call of the denoiser that is wanted in a run with these arguments of `generate`, which ends there.
+
+    Raises:
+        ValueError: if the run has none.
+    """
     caught: list[FirstCall] = []
 
     def stop(module: nn.Module, args: Any, kwargs: Any) -> None:
-        caught.append(FirstCall(arguments(module, args, kwargs)))
-        raise Stopped
+        if wanted(clock.now):
+            caught.append(FirstCall(arguments(module, args, kwargs)))
+            raise Stopped
 
     denoiser: nn.Module = getattr(model.pipe, model.denoiser.name)
     with model.clock() as clock:
@@ -72,6 +81,8 @@ def first_call(
                 model.generate(prompts, seeds, **given)
         finally:
             handle.remove()
+        if not caught:
+            raise ValueError(f"a run of {clock.now.count} distinct timesteps has no such call of {model.denoiser.name}")
         return clock.now, caught[0]
 
 

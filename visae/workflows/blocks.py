@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 
 from visae.data.prompts import load_prompts
 from visae.evaluate.blocks import Judge, Role, block_roles, block_sites
+from visae.evaluate.erasure import draw
 from visae.evaluate.pictures import DISTANCES
-from visae.first_calls import quiet
 from visae.json_files import write_json
 from visae.model import drawing, load_model
 from visae.show import grid_figure
@@ -102,12 +102,8 @@ def blocks(
     took: list[float] = []
 
     def make() -> list[Image.Image]:
-        begun, made = time.perf_counter(), []
-        for start in range(0, len(wanted), batch):
-            part = wanted[start : start + batch]
-            texts, seeds = [p.text for p in part], [p.seed for p in part]
-            with quiet(pipeline.pipe):
-                made += pipeline.generate(texts, seeds, steps=steps, guidance=guidance, output_type="pil")
+        begun = time.perf_counter()
+        made = draw(pipeline, wanted, batch, steps=steps, guidance=guidance)
         took.append(time.perf_counter() - begun)
         if len(took) == 1:
             announce(f"blocks: {len(wanted)} pictures without each of {len(found)} blocks, "

@@ -14,6 +14,8 @@ from visae.sites import Site
 from visae.store.estimate import duration
 from visae.text_table import text_table
 from visae.workflows.demo import Demo
+from visae.workflows.dictionaries import RECIPE as DICTIONARY
+from visae.workflows.dictionaries import SITES
 from visae.workflows.drawn import Drawn
 from visae.workflows.preserved import Preserved, preserved
 from visae.workflows.report import look, save_selections, write_page
@@ -22,20 +24,16 @@ from visae.workflows.study import Study
 from visae.workflows.timeline import draw_course, when
 from visae.workflows.train import train
 
-SITE = "unet.up_blocks.1.attentions.1"
+SITE = SITES[0]
 OTHER_SITES = ("unet.down_blocks.1.attentions.0", "unet.mid_block.attentions.0")
 """The best site of those that were tried, and what others give beside it."""
 STRIPS = {"shape": 3, "style": 2}
 """Factor -> how many of its values get a strip."""
 RECIPE: dict[str, Any] = {
     "model": "visae:tiny-sd",
-    "kind": "batch_topk",
-    "expansion": 16,
-    "k": 32,
+    **DICTIONARY,
     "steps": 20,
     "guidance": 4.0,
-    "batch": 1024,
-    "options": {"aux": 0.125},
     "image_batch": 16,
 }
 """What the demo trains; everything else is `visae train`'s default."""

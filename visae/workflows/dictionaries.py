@@ -18,7 +18,9 @@ from visae.workflows.train import train
 
 SITES = ("unet.up_blocks.1.attentions.1",)
 """Sites that are taken where a pipeline has them; else the middle block of the denoiser."""
-RECIPE: dict[str, Any] = {"kind": "batch_topk", "expansion": 16, "k": 32, "batch": 2048}
+RECIPE: dict[str, Any] = {
+    "kind": "batch_topk", "expansion": 16, "k": 32, "batch": 1024, "options": {"aux": 0.125},
+}  # fmt: skip
 """How dictionaries are trained where none are given; everything else is `visae train`'s default."""
 
 

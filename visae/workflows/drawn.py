@@ -1,16 +1,16 @@
 """Images that a pipeline made of prompts, as a data set: what a report shows beside the codes of their making."""
 
-import os
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from tqdm.auto import tqdm
 
 from visae.data.sample import FactorTable, PromptData, Sample
-from visae.first_calls import quiet
+from visae.evaluate.erasure import draw
 from visae.pipelines import AdaptedPipeline
 from visae.store import Collection
+from visae.store.batches import split_into
+from visae.workflows.results import keep_picture
 
 
 class Drawn:
@@ -59,13 +59,7 @@ class Drawn:
         """All images that are missing."""
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [i for i in range(len(self)) if not self._file(i).is_file()]
-        parts = [missing[i : i + self._batch] for i in range(0, len(missing), self._batch)]
-        given: dict[str, Any] = self._collected.arguments() | {"output_type": "pil"}
-        for part in tqdm(parts, desc="images", unit="batch"):
-            mine = [self.prompts[i] for i in part]
-            with quiet(self._pipeline.pipe):
-                made = self._pipeline.generate([one.text for one in mine], [one.seed for one in mine], **given)
+        for part in tqdm(list(split_into(missing, self._batch)), desc="images", unit="batch"):
+            made = draw(self._pipeline, [self.prompts[i] for i in part], self._batch, **self._collected.arguments())
             for index, image in zip(part, made, strict=True):
-                partial = self._file(index).with_suffix(".tmp")
-                image.save(partial, "PNG")
-                os.replace(partial, self._file(index))
+                keep_picture(image, self._file(index))

@@ -64,7 +64,12 @@ def kept_pictures(folder: Path, n: int, make: Callable[[], list[Image.Image]]) -
     folder.mkdir(parents=True, exist_ok=True)
     made = [picture.convert("RGB") for picture in make()]
     for picture, file in zip(made, files, strict=True):
-        partial = file.with_suffix(".tmp")
-        picture.save(partial, "PNG")
-        os.replace(partial, file)
+        keep_picture(picture, file)
     return made
+
+
+def keep_picture(picture: Image.Image, file: Path) -> None:
+    """Writes a PNG, under another name until it is whole."""
+    partial = file.with_suffix(".tmp")
+    picture.save(partial, "PNG")
+    os.replace(partial, file)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from visae.clock import noise_level, noise_scale
+from visae.emerging import prediction
 from visae.evaluate.preserved import target
 from visae.first_calls import FirstCall, Stopped, quiet
 from visae.pipelines import AdaptedPipeline
@@ -108,15 +109,11 @@ class _Run:
         return (), changed.arguments
 
     def after(self, _module: nn.Module, _args: Any, out: Any) -> None:
-        branch = self.clock.now.branch
-        rows = [row for row, name in enumerate(branch) if name == "cond"] or [
-            row for row, name in enumerate(branch) if name == "none"
-        ]
+        rows = self.clock.now.asked
         if not rows:
             return
         sigma = noise_level(self.scheduler, self.timestep)
         wanted = target(self.scheduler, self.at.clean.float(), self.at.noise.float(), sigma)
-        given: Tensor = out[0][rows].float()
-        axis = 1 if given.dim() == 4 else given.dim() - 1
-        self.said = Said(given.narrow(axis, 0, wanted.shape[axis]), wanted.to(given), sigma)
+        given = prediction(out[0][rows].float(), wanted)
+        self.said = Said(given, wanted.to(given), sigma)
         raise Stopped

@@ -21,6 +21,7 @@ from visae.emerging import SCALED
 from visae.evaluate.attacks.base import ATTACKS, Arena, Attack, Record, attempts
 from visae.evaluate.preserved import clean_latents
 from visae.pipelines import AdaptedPipeline
+from visae.store.batches import split_into
 from visae.store.noising import noised
 
 
@@ -71,12 +72,13 @@ class ImageStart(Attack):
         clean = torch.cat(
             [
                 clean_latents(arena.pipeline, [one.text for one in part], [one.seed for one in part], arena.given)
-                for part in _parts(prompts, arena.batch)
+                for places in split_into(range(len(prompts)), arena.batch)
+                for part in [[prompts[i] for i in places]]
             ]
         )
         for strength in self.strengths:
             left = [i for i in range(len(prompts)) if not record.done(i)]
-            for part in _parts(left, arena.batch):
+            for part in split_into(left, arena.batch):
                 now = [prompts[i] for i in part]
                 with arena.erasure(), started(arena.pipeline, clean[list(part)], strength):
                     pictures = arena.draw(now)
@@ -85,10 +87,6 @@ class ImageStart(Attack):
 
 ATTACKS.register("seeds")(Seeds())
 ATTACKS.register("image_start")(ImageStart())
-
-
-def _parts(things: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    return [things[start : start + size] for start in range(0, len(things), size)]
 
 
 @contextmanager
