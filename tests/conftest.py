@@ -13,7 +13,7 @@ if shutil.which("nvidia-smi") is None:  # GPU kernels then run in Triton's inter
 import pytest
 import torch
 
-from visae.sae import Rows
+from visae.sae import Rows, make_sae
 
 torch.set_num_threads(1)
 
@@ -31,6 +31,22 @@ def bring_side(sae, x, seed=0):
 def bring():
     """Function from a dictionary and tokens `[n, d]` to what a loader for it would bring: tokens, or `Rows`."""
     return bring_side
+
+
+def random_dictionary(d, n=24, seed=0, **options):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        sae = make_sae("relu_l1", d, n, **options)
+        for parameter in sae.parameters():
+            parameter.data = torch.randn_like(parameter)
+        sae.decoder.weight.data /= sae.decoder.weight.norm(dim=1, keepdim=True)
+    return sae.eval()
+
+
+@pytest.fixture(scope="session")
+def dictionary():
+    """Function from a width to a dictionary with random weights and unit directions, of whose latents half fire."""
+    return random_dictionary
 
 
 def load_tiny_pipelines():

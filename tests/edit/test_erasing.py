@@ -11,23 +11,12 @@ from visae.edit import ErrorGate, ablate, above_mean, add, negative_of_mean, on_
 from visae.edit.apply import EditedSite
 from visae.edit.erasing import Erasing, load_erasure
 from visae.edit.saving import packed, unpacked
-from visae.sae import make_sae
 
 SITE, TEXT = "unet.mid_block.attentions.0", "text_encoder.encoder.layers.1"
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-
-
-def dictionary(d, seed=0):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        sae = make_sae("relu_l1", d, 24)
-        for parameter in sae.parameters():
-            parameter.data = torch.randn_like(parameter)
-        sae.decoder.weight.data /= sae.decoder.weight.norm(dim=1, keepdim=True)
-    return sae.eval()
 
 
 @pytest.fixture
@@ -41,16 +30,22 @@ def images(pipe):
     return torch.as_tensor(out.images)
 
 
-def erasing(pipe):
-    model = visae.wrap(pipe, image_size=16)
-    first, second = dictionary(model.site(SITE).d), dictionary(model.site(TEXT).d, 1)
-    return Erasing(model, [
-        EditedSite(first, SITE, (add([1], 30.0).who("cond").when(sigma=(0.0, 1e9)), scale([3, 4], (-2.0, 0.5)))),
-        EditedSite(second, TEXT, (ablate([5]).whether(ErrorGate(0.0)),)),
-    ], {"concept": "square"})  # fmt: skip
+@pytest.fixture
+def erasing(dictionary):
+    """Function from a pipeline to edits at two of its sites."""
+
+    def made(pipe):
+        model = visae.wrap(pipe, image_size=16)
+        first, second = dictionary(model.site(SITE).d), dictionary(model.site(TEXT).d, seed=1)
+        return Erasing(model, [
+            EditedSite(first, SITE, (add([1], 30.0).who("cond").when(sigma=(0.0, 1e9)), scale([3, 4], (-2.0, 0.5)))),
+            EditedSite(second, TEXT, (ablate([5]).whether(ErrorGate(0.0)),)),
+        ], {"concept": "square"})  # fmt: skip
+
+    return made
 
 
-def test_installed_edits_act_until_they_are_removed_and_are_switched(pipe):
+def test_installed_edits_act_until_they_are_removed_and_are_switched(pipe, erasing):
     plain = images(pipe)
     edits = erasing(pipe)
     with edits:
@@ -72,7 +67,7 @@ def test_installed_edits_act_until_they_are_removed_and_are_switched(pipe):
         edits.on = False
 
 
-def test_installed_edits_act_in_a_network_that_is_compiled_afterwards(pipe):
+def test_installed_edits_act_in_a_network_that_is_compiled_afterwards(pipe, erasing):
     edits = erasing(pipe)
     with edits:
         inside = images(pipe)
@@ -89,7 +84,7 @@ def test_installed_edits_act_in_a_network_that_is_compiled_afterwards(pipe):
     torch._dynamo.reset()
 
 
-def test_an_exported_folder_does_the_same_in_another_process(pipe, tmp_path):
+def test_an_exported_folder_does_the_same_in_another_process(pipe, tmp_path, erasing):
     edits = erasing(pipe)
     with edits:
         inside = images(pipe)
@@ -112,7 +107,7 @@ torch.testing.assert_close(torch.as_tensor(out.images), wanted, rtol=1e-3, atol=
     assert done.returncode == 0, done.stderr
 
 
-def test_an_export_refuses_other_pipelines(pipe, tiny_pipelines, tmp_path):
+def test_an_export_refuses_other_pipelines(pipe, tiny_pipelines, tmp_path, erasing):
     erasing(pipe).export(tmp_path / "erasure")
     other = tiny_pipelines.build("sd2")
     with pytest.raises(ValueError, match="made for a StableDiffusionPipeline"):

@@ -19,7 +19,6 @@ from visae.edit import (
 from visae.edit.gates import Memory
 from visae.edit.moment import Moment
 from visae.edit.surrogate import exceeds
-from visae.sae import make_sae
 
 LEVELS, MEANS = torch.tensor([1.0, 4.0]), torch.tensor([[0.5, 2.0], [0.5, 2.0]])
 CASES = {
@@ -33,19 +32,18 @@ CASES = {
 }
 
 
-def moment_of(x):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        sae = make_sae("relu_l1", 8, 24)
-        for parameter in sae.parameters():
-            parameter.data = torch.randn_like(parameter)
-    return Moment(sae.eval(), x, ("uncond", "uncond", "cond", "cond"), torch.tensor([0, 1, 0, 1]), 2.0, 1, 1, (2, 3))
+@pytest.fixture
+def delta(dictionary):
+    """What an edit adds to tokens."""
+    sae = dictionary(8)
 
+    def found(edit, x):
+        memory = Memory()
+        memory.begin(2)
+        branches = ("uncond", "uncond", "cond", "cond")
+        return edit.delta(Moment(sae, x, branches, torch.tensor([0, 1, 0, 1]), 2.0, 1, 1, (2, 3)), memory)
 
-def delta(edit, x):
-    memory = Memory()
-    memory.begin(2)
-    return edit.delta(moment_of(x), memory)
+    return found
 
 
 @pytest.fixture
@@ -54,7 +52,7 @@ def tokens():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_values_stay_and_only_inside_do_decisions_pass_derivatives(name, tokens):
+def test_values_stay_and_only_inside_do_decisions_pass_derivatives(name, tokens, delta):
     plain = delta(CASES[name], tokens)
     outside = torch.autograd.grad(plain.square().sum(), tokens)[0]
     with surrogate():
@@ -67,7 +65,7 @@ def test_values_stay_and_only_inside_do_decisions_pass_derivatives(name, tokens)
     assert torch.equal(torch.autograd.grad(delta(CASES[name], tokens).square().sum(), tokens)[0], outside)
 
 
-def test_a_shut_gate_adds_nothing_but_tells_how_it_would_open(tokens):
+def test_a_shut_gate_adds_nothing_but_tells_how_it_would_open(tokens, delta):
     edit = ablate([2, 5]).whether(StrengthGate(1000.0))
     assert delta(edit, tokens) is None
     with surrogate():

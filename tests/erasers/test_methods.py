@@ -8,7 +8,6 @@ from torch import nn
 
 import visae
 from visae.erasers import METHODS, Request, Tools, Unsuitable, tools_of
-from visae.sae import make_sae
 
 GIVEN = {"steps": 2, "guidance": 3.0}
 SMALL = {
@@ -67,17 +66,6 @@ def state(pipe, model):
     }
 
 
-def dictionary(d):
-    """One with random weights, of which about half fire."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        sae = make_sae("relu_l1", d, 200)
-        for parameter in sae.parameters():
-            parameter.data = torch.randn_like(parameter)
-        sae.decoder.weight.data /= sae.decoder.weight.norm(dim=1, keepdim=True)
-    return sae.eval()
-
-
 class Failing:
     """A context that raises where it ends."""
 
@@ -91,13 +79,13 @@ class Failing:
 class Bench:
     """A pipeline of the table, and what it makes."""
 
-    def __init__(self, table, name):
+    def __init__(self, table, name, dictionary):
         row = table.PIPELINES[name]
         self.name, self.prompts, self.site = name, row.prompts, row.block
         self.model = visae.wrap(table.build(name), name=name, image_size=row.size, **row.options)
         texts = [n for n, s in self.model.sites().items() if s.path.startswith("text") and s.kind == "output"]
-        sites = {row.block, *texts[-2:-1]}
-        self.tools = tools_of(self.model, {n: dictionary(self.model.site(n).d) for n in sites}, given=GIVEN, batch=2)
+        saes = {n: dictionary(self.model.site(n).d, 200) for n in {row.block, *texts[-2:-1]}}
+        self.tools = tools_of(self.model, saes, given=GIVEN, batch=2)
         self.plain = self.images()
         self.before = state(self.model.pipe, self.model)
 
@@ -107,8 +95,8 @@ class Bench:
 
 
 @pytest.fixture(scope="session", params=LAYOUTS)
-def bench(request, tiny_pipelines):
-    return Bench(tiny_pipelines, request.param)
+def bench(request, tiny_pipelines, dictionary):
+    return Bench(tiny_pipelines, request.param, dictionary)
 
 
 @pytest.mark.parametrize("name", list(METHODS))

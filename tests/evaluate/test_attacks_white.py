@@ -17,7 +17,6 @@ from visae.evaluate.attacks.calls import Noised, asked
 from visae.evaluate.attacks.tokens import FreeVectors, WordChoice, simplex
 from visae.evaluate.attacks.words import Words
 from visae.evaluate.preserved import clean_latents
-from visae.sae import make_sae
 
 GIVEN = {"steps": 3, "guidance": 2.0}
 STAR = ("shape", "star")
@@ -33,15 +32,6 @@ def tiny(request, tiny_pipelines):
     return visae.wrap(tiny_pipelines.build(request.param), image_size=row.size, **row.options), row.block
 
 
-def dictionary(d, n=24):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        sae = make_sae("relu_l1", d, n)
-        for parameter in sae.parameters():
-            parameter.data = torch.randn_like(parameter)
-    return sae.eval()
-
-
 def never(pictures):
     return {"shape": ["nothing"] * len(pictures)}
 
@@ -50,9 +40,15 @@ def arena_of(model, erasure=nullcontext, judge=never):
     return Arena(model, erasure, STAR, {"judge": judge}, GIVEN)
 
 
-def editing(model, site, *edits):
-    sae = dictionary(model.site(site).d)
-    return lambda: edited(model, sae, site, *edits)
+@pytest.fixture(scope="module")
+def editing(dictionary):
+    """Function from a model, a site and edits to an erasure."""
+
+    def made(model, site, *edits):
+        sae = dictionary(model.site(site).d)
+        return lambda: edited(model, sae, site, *edits)
+
+    return made
 
 
 def weights_swapped(model):
@@ -99,11 +95,11 @@ def at(tiny):
 
 
 @pytest.mark.parametrize("kind", ["edit", "mask", "weights", "none"])
-def test_gradients_lead_through_the_erasure_and_equal_differences(tiny, at, kind):
+def test_gradients_lead_through_the_erasure_and_equal_differences(tiny, at, kind, editing):
     model, site = tiny
     erasures = {
-        "edit": editing(model, site, scale(range(12), -3.0)),
-        "mask": editing(model, site, scale(range(12), -3.0).where(active(0.5))),
+        "edit": editing(model, site, scale(range(12), -15.0)),
+        "mask": editing(model, site, scale(range(12), -15.0).where(active(0.5))),
         "weights": weights_swapped(model),
         "none": nullcontext,
     }
@@ -192,7 +188,7 @@ def test_words_are_found_among_many_where_their_vectors_are_the_target():
     torch.testing.assert_close(choice.chances.sum(1), torch.ones(3))
 
 
-def test_budgets_are_kept_and_the_first_success_ends_an_attack(tiny):
+def test_budgets_are_kept_and_the_first_success_ends_an_attack(tiny, editing):
     model, site = tiny
     prompts = [Prompt("red star", 3, "a"), Prompt("blue star", 4, "b")]
     erasure = editing(model, site, ablate(range(12)).whether(StrengthGate(0.0)))

@@ -19,29 +19,29 @@ def value(prompt, factor):
 
 
 @pytest.fixture(scope="module")
-def tests():
+def prompts():
     return list(cells("test", phrasings=4))
 
 
-def test_every_shape_meets_every_style_and_an_open_one_equally_often(tests):
-    often = Counter((value(one, "shape"), value(one, "style")) for one in tests)
+def test_every_shape_meets_every_style_and_an_open_one_equally_often(prompts):
+    often = Counter((value(one, "shape"), value(one, "style")) for one in prompts)
     assert often == {(shape, style): 4 for shape in SHAPES for style in (*STYLES, None)}
-    assert len({one.seed for one in tests}) == len(tests)
-    assert len({one.text for one in tests}) > 0.97 * len(tests)
+    assert len({one.seed for one in prompts}) == len(prompts)
+    assert len({one.text for one in prompts}) > 0.97 * len(prompts)
 
 
 @pytest.mark.parametrize("factor", ["shape", "style"])
-def test_every_shape_and_style_meets_all_colours_and_backgrounds_about_equally(factor, tests):
+def test_every_shape_and_style_meets_all_colours_and_backgrounds_about_equally(factor, prompts):
     for other, most in (("colour", 0.2), ("background", 0.3)):
         for name in SHAPES if factor == "shape" else STYLES:
-            often = Counter(value(one, other) for one in tests if value(one, factor) == name)
+            often = Counter(value(one, other) for one in prompts if value(one, factor) == name)
             assert len(often) == (8 if other == "colour" else 4), (name, other)
             assert max(often.values()) <= most * sum(often.values()), (name, often)
 
 
-def test_texts_say_what_labels_state_and_nothing_of_an_open_style(tests):
+def test_texts_say_what_labels_state_and_nothing_of_an_open_style(prompts):
     styles = {name: (*ADJECTIVES["style"][name], *PHRASES["style"][name]) for name in STYLES}
-    for one in tests:
+    for one in prompts:
         assert any(noun in one.text for noun in NOUNS["shape"][value(one, "shape")])
         assert any(word in one.text for word in ADJECTIVES["colour"][value(one, "colour")])
         if style := value(one, "style"):
@@ -63,18 +63,18 @@ def test_no_text_and_no_seed_is_in_two_parts_and_none_where_other_prompts_lie():
         assert len({(one.text, one.seed) for one in mine}) == len(mine) == 108 * 4
 
 
-def test_no_cell_asks_for_a_combination_that_pipelines_were_not_trained_on(tests):
-    asked = {tuple(value(one, factor) for factor in ("shape", "style", "colour")) for one in tests}
+def test_no_cell_asks_for_a_combination_that_pipelines_were_not_trained_on(prompts):
+    asked = {tuple(value(one, factor) for factor in ("shape", "style", "colour")) for one in prompts}
     assert not asked & set(withheld_combinations())
     assert {colour for *_, colour in asked} == set(COLOURS)
 
 
-def test_a_spec_names_them_and_wrong_ones_are_refused(tests):
+def test_a_spec_names_them_and_wrong_ones_are_refused(prompts):
     again = load_prompts("world:cells?phrasings=4")
-    assert [one.text for one in again] == [one.text for one in tests]
+    assert [one.text for one in again] == [one.text for one in prompts]
     assert load_prompts(again.name).fingerprint == again.fingerprint != load_prompts("world:cells").fingerprint
-    assert tests[0].asks_for([("style", "dots"), ("shape", "triangle")])
-    assert not tests[0].asks_for([("style", "dots")])
+    assert prompts[0].asks_for([("style", "dots"), ("shape", "triangle")])
+    assert not prompts[0].asks_for([("style", "dots")])
     for spec, told in (("world:cells?split=tests", "test"), ("world:cells?phrasing=2", "phrasings")):
         with pytest.raises(UnknownName, match=f"Did you mean '{told}'"):
             load_prompts(spec)
@@ -85,12 +85,12 @@ def test_a_spec_names_them_and_wrong_ones_are_refused(tests):
 
 
 @pytest.mark.parametrize("concepts", [[("style", "dots")], [("shape", "star"), ("style", "flat")]])
-def test_what_is_tuned_on_knows_nothing_of_the_test_and_pairs_differ_in_the_concept_alone(concepts, tests):
+def test_what_is_tuned_on_knows_nothing_of_the_test_and_pairs_differ_in_the_concept_alone(concepts, prompts):
     found = tuning(concepts, "train", phrasings=2)
     texts = {one.text for one in (*found.target, *found.retain)} | {text for pair in found.pairs for text in pair}
     assert all(part_of_text(text) == "train" for text in texts)
-    assert not texts & {one.text for one in tests}
-    assert not {one.seed for one in (*found.target, *found.retain)} & {one.seed for one in tests}
+    assert not texts & {one.text for one in prompts}
+    assert not {one.seed for one in (*found.target, *found.retain)} & {one.seed for one in prompts}
     assert all(one.asks_for(concepts) for one in found.target)
     assert not any(one.asks_for(concepts) for one in found.retain)
     assert len(found.target) + len(found.retain) == 216
