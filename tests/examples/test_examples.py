@@ -65,6 +65,33 @@ def test_diffusion_over_time_trains_draws_strips_and_asks_what_blocks_do(tiny_pi
     assert (tmp_path / "run" / "blocks" / "blocks.png").is_file()
 
 
+@pytest.mark.parametrize(
+    ("script", "name", "sites", "method"),
+    [
+        ("erase_sd15.py", "sd", ("--text-site", "text_encoder.encoder.layers.1"), "sauce"),
+        ("erase_flux.py", "flux", ("--layer", 1, "--text-layer", 0), "sauce"),
+    ],
+)
+def test_a_concept_is_erased_reported_and_gone_from_a_plain_pipeline(
+    script, name, sites, method, tiny_pipelines, tmp_path
+):
+    tiny_pipelines.build(name).save_pretrained(tmp_path / "pipe")
+    for file, ends in (("prompts", ("square", "circle", "star")), ("retain", ("square", "circle")), ("on", ("star",))):
+        lines = [f"a {colour} {end}" for end in ends for colour in ("red", "blue", "green")]
+        (tmp_path / f"{file}.txt").write_text("\n".join(lines))
+    told = run(
+        script, "a star", "prompts.txt", "retain.txt", "--target", "on.txt", "--method", method, "--model", "pipe",
+        *sites, "--show", "a star", "--expansion", 2, "--k", 4, "--images", 4, "--pictures", 2, "--steps", 2,
+        "--batch", 2, "--size", 16, 24, "--weights", "float32", "--device", "cpu", "--out", "out", cwd=tmp_path,
+    )  # fmt: skip
+    folder = next(tmp_path.rglob(f"a-star-{method}"))
+    assert f"Open {folder.relative_to(tmp_path) / 'index.html'}" in told
+    with Image.open(folder / "drawn.png") as sheet:
+        pixels = np.asarray(sheet)
+    assert pixels.shape == (32, 24, 3)
+    assert not np.array_equal(pixels[:16], pixels[16:]), "the exported erasure changes what plain diffusers draws"
+
+
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     notebook = nbformat.read(EXAMPLES / "first_journey.ipynb", as_version=4)
     for cell in notebook.cells:  # the same journey on fewer images
