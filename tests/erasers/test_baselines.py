@@ -91,9 +91,9 @@ def test_a_difference_of_means_makes_the_target_mean_the_retain_mean(crossed, ho
 
 
 def test_means_between_two_levels_are_interpolated_by_log_sigma_and_kept_beyond_them():
-    import numpy as np
-
-    known = Means(np.array([0.1, 1.0, 10.0]), torch.tensor([[0.0], [1.0], [3.0]], dtype=torch.float64))
+    known = Means(
+        torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64), torch.tensor([[0.0], [1.0], [3.0]], dtype=torch.float64)
+    )
     assert [float(known.at(s)) for s in (0.01, 0.1, 10**-0.5, 10**0.5, 99.0)] == pytest.approx([0, 0, 0.5, 2.0, 3.0])
 
 

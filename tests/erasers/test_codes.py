@@ -60,7 +60,7 @@ def test_released_saeuron_moves_tokens_by_twice_its_error_even_where_nothing_is_
 
 def test_saeuron_multiplies_what_is_above_its_mean_by_the_mean_on_the_concept(model, sae):
     tools = tools_of(model, {SITE: sae}, given=GIVEN, batch=2)
-    erasing, selection = METHODS["saeuron"].erasing(model, REQUEST, tools)
+    erasing, (selection,) = METHODS["saeuron"].erasing(model, REQUEST, tools)
     facts, latents = selection.evidence, list(selection.latents)
     with tap(model, SITE) as taken, model.clock() as clock:
         model.generate(["a red star"], [3], steps=2, guidance=3.0)
@@ -96,7 +96,7 @@ def test_itd_leaves_prompts_below_its_gate_bit_for_bit(model):
 
 def test_erase_takes_a_selection_and_refuses_that_of_another_dictionary(model, sae, tmp_path):
     tools = tools_of(model, {SITE: sae}, given=GIVEN, batch=2)
-    _, selection = METHODS["sauce"].erasing(model, REQUEST, tools)
+    _, (selection,) = METHODS["sauce"].erasing(model, REQUEST, tools)
     plain = images(model)
     selection.save(tmp_path / "star.json")
     with visae.erase(model.pipe, sae, tmp_path / "star.json", factor=-5.0):

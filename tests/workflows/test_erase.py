@@ -196,19 +196,21 @@ def test_the_best_strength_is_the_largest_gain_within_the_budget_else_the_least_
 
 
 def test_strengths_that_were_tried_are_not_tried_again(tmp_path):
-    candidates, calls = variants("ours"), []
+    candidates, calls = variants("saeuron"), []
 
     def measure(method):
         calls.append(method.factor)
         return -method.factor, {"ira": -method.factor / 100}
 
     results = Results(tmp_path)
-    first = choose(candidates, measure, 0.03, results, {"concept": "star"})
-    assert first[0].strength == -2.0
-    assert calls == list(STRENGTHS["ours"][1])[:5]
-    assert choose(candidates, measure, 0.05, results, {"concept": "star"})[0].strength == -4.0
+    first = choose(candidates, measure, 0.06, results, {"concept": "star"})
+    assert first[0].strength == -5.0
+    assert calls == list(STRENGTHS["saeuron"][1])[:4], (
+        "what does more than three times the allowed harm ends the search"
+    )
+    assert choose(candidates, measure, 0.1, results, {"concept": "star"})[0].strength == -10.0
     assert len(calls) == 5
-    choose(candidates, measure, 0.05, results, {"concept": "ring"})
+    choose(candidates, measure, 0.1, results, {"concept": "ring"})
     assert len(calls) == 10
 
 
@@ -327,10 +329,14 @@ def test_a_dictionary_is_trained_and_an_exported_erasure_draws_what_the_page_sho
 def test_every_pipeline_has_sites_to_train_on(name, tiny_pipelines):
     row = tiny_pipelines.PIPELINES[name]
     model = visae.wrap(tiny_pipelines.build(name), image_size=row.size, **row.options)
-    site, text = default_sites(model)
-    assert model.site(site).grid is not None
-    assert model.site(site).path.startswith(model.denoiser.name)
-    assert (model.site(text).stream == "text") if text else not model.texts
+    sites = default_sites(model)
+    (own,) = sites["denoiser"]
+    assert model.site(own).grid is not None
+    assert model.site(own).path.startswith(model.denoiser.name)
+    assert [model.site(text).stream for text in sites["text"]] == ["text"] * bool(model.texts)
+    starts = [model.site(text) for text in sites["words"]]
+    assert [site.path.partition(".")[0] for site in starts] == [part.name for part in model.texts]
+    assert {site.kind for site in starts} <= {"input"}
 
 
 def test_a_request_for_several_erases_each_by_itself():

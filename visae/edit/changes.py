@@ -229,7 +229,8 @@ class Replace(Change):
     Attributes:
         thresholds: of each latent, or of all.
         levels: `[S]` noise levels of the table, or None.
-        tokens: `[S, d]` mean token on prompts without the concept at each level, or None.
+        tokens: `[S, d]` mean token on prompts without the concept at each level, or `[S, T, d]` one for every place;
+            or None.
     """
 
     thresholds: float | tuple[float, ...] = 0.0

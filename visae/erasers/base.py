@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from visae.pipelines import AdaptedPipeline
 from visae.registry import Registry
@@ -72,6 +72,7 @@ class Tools:
     Attributes:
         site: of the denoiser, where methods act that act at one place; empty where there is none.
         text_site: of a text encoder, likewise.
+        word_sites: inputs of text encoders, where methods act that replace words.
         sae: the dictionary of a site, trained or loaded when it is asked for.
         statistics: what the codes of a site are on prompts, image `i` from the noise of seed `seed + i`.
         select: the latents of a request's concept at a site; None leaves it to the methods.
@@ -81,6 +82,7 @@ class Tools:
 
     site: str = ""
     text_site: str = ""
+    word_sites: tuple[str, ...] = ()
     sae: Callable[[str], Dictionary] = _no_dictionary
     statistics: Callable[[str, Sequence[str], int], PromptStatistics] = _no_statistics
     select: Callable[[str, Request], Selection] | None = None
@@ -114,9 +116,18 @@ class Erasure:
         return self.enter()
 
 
+Part = Literal["denoiser", "text", "words"]
+"""Where a dictionary is needed: at a site of the denoiser, within a text encoder, or at the inputs of all of them."""
+
+
 @dataclass(frozen=True)
 class Method(ABC):
     """A way to erase a concept; its fields are its settings, `dataclasses.replace` changes them."""
+
+    @property
+    def needs(self) -> frozenset[Part]:
+        """Where it needs dictionaries."""
+        return frozenset()
 
     @abstractmethod
     def build(self, pipeline: AdaptedPipeline, request: Request, tools: Tools) -> Erasure:

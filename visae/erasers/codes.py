@@ -16,7 +16,7 @@ from visae.edit import Edit, EditedSite, Erasing
 from visae.edit.changes import Ablate
 from visae.edit.saving import packed
 from visae.edit.scores import gate_scores
-from visae.erasers.base import Erasure, Method, Request, Tools, Unsuitable
+from visae.erasers.base import Erasure, Method, Part, Request, Tools, Unsuitable
 from visae.json_files import write_json
 from visae.pipelines import AdaptedPipeline
 from visae.sae import Dictionary
@@ -120,8 +120,13 @@ class CodeMethod(Method):
         """Further options of the score."""
         return {}
 
-    def erasing(self, pipeline: AdaptedPipeline, request: Request, tools: Tools) -> tuple[Erasing, Selection]:
-        """Edits that can be entered, installed and exported, and the selection that they are about.
+    @property
+    def needs(self) -> frozenset[Part]:
+        """See `Method.needs`."""
+        return frozenset({"text" if self.text else "denoiser"})
+
+    def erasing(self, pipeline: AdaptedPipeline, request: Request, tools: Tools) -> tuple[Erasing, list[Selection]]:
+        """Edits that can be entered, installed and exported, and the selection that each site's are about.
 
         Raises:
             Unsuitable: if there is no such site, no dictionary, or no prompts.
@@ -134,16 +139,15 @@ class CodeMethod(Method):
         selection = self.select(known)
         edits = tuple(self.edits(known, selection))
         about = {"concept": request.concept, "method": type(self).__name__, "settings": self.settings}
-        return Erasing(pipeline, [EditedSite(known.sae, site, edits)], about), selection
+        return Erasing(pipeline, [EditedSite(known.sae, site, edits)], about), [selection]
 
     def build(self, pipeline: AdaptedPipeline, request: Request, tools: Tools) -> Erasure:
         """See `Method.build`; needs target and retain prompts, a site, its dictionary and statistics."""
-        erasing, selection = self.erasing(pipeline, request, tools)
+        erasing, selections = self.erasing(pipeline, request, tools)
 
         @contextmanager
         def enter() -> Iterator[None]:
             with erasing:
                 yield
 
-        told: dict[str, Any] = {"site": erasing.sites[0].site, "selection": selection.to_dict()}
-        return Erasure(enter, self.settings, told)
+        return Erasure(enter, self.settings, {"selections": [one.to_dict() for one in selections]})

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from visae.erasers.adapters import Adapters, adapted, fused, read_adapters, save_adapters
-from visae.erasers.base import METHODS, Erasure, Method, Request, Tools, Unsuitable
+from visae.erasers.base import METHODS, Erasure, Method, Part, Request, Tools, Unsuitable
 from visae.erasers.calls import Caught, catch, predicted
 from visae.erasers.weights import learning, swapped
 from visae.pipelines import AdaptedPipeline
@@ -119,6 +119,11 @@ class Crisp(Method):
     gamma: float = 0.01
     iterations: int = 300
     lr: float = 1e-3
+
+    @property
+    def needs(self) -> frozenset[Part]:
+        """See `Method.needs`."""
+        return frozenset({"denoiser"})
 
     def build(self, pipeline: AdaptedPipeline, request: Request, tools: Tools) -> Erasure:
         """See `Method.build`.

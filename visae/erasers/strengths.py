@@ -12,7 +12,7 @@ STRENGTHS: dict[str, tuple[str, tuple[float, ...]]] = {
     "dsg": ("depth", (0.5, 1.0, 2.0, 4.0)),
     "sauce": ("factor", (0.0, -1.0, -3.0, -6.0)),
     "per": ("share", (1.0, 0.5, 0.25)),
-    "ours": ("factor", (-1.0, -2.0, -4.0, -8.0, -16.0)),
+    "ours": ("factor", (-8.0, -16.0)),
     "uce": ("erase", (0.5, 1.0, 2.0, 4.0)),
     "mean_difference": ("strength", (0.5, 1.0, 2.0, 4.0)),
 }

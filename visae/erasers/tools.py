@@ -27,7 +27,8 @@ def tools_of(
 
     Args:
         pipeline: the pipeline.
-        saes: site -> dictionary; the first of the denoiser and the first of a text encoder are where methods act.
+        saes: site -> dictionary; the first of the denoiser and the first within a text encoder are where methods act,
+            those at inputs of text encoders where words are replaced.
         given: arguments of `AdaptedPipeline.generate` in tuning runs, e.g. `{"steps": 20, "guidance": 4.0}`.
         folder: where statistics and trained weights are kept; None keeps none.
         batch: images made at a time.
@@ -37,6 +38,7 @@ def tools_of(
     own = pipeline.denoiser.name
     denoising = [site for site in saes if pipeline.site(site).path.partition(".")[0] == own]
     texts = [site for site in saes if site not in denoising]
+    words = tuple(site for site in texts if pipeline.site(site).kind == "input")
 
     def record(place: int, text: str) -> PromptRecord:
         return PromptRecord(text, str(place), seeds=(seeds[text],) if seeds and text in seeds else ())
@@ -52,6 +54,6 @@ def tools_of(
         return collect_statistics(pipeline, saes[site], site, run, asked, kept, batch=batch)
 
     return Tools(
-        site=next(iter(denoising), ""), text_site=next(iter(texts), ""), sae=saes.__getitem__, statistics=statistics,
-        folder=folder, batch=batch,
+        site=next(iter(denoising), ""), text_site=next((site for site in texts if site not in words), ""),
+        word_sites=words, sae=saes.__getitem__, statistics=statistics, folder=folder, batch=batch,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from visae.select.scores import SCORES
 from visae.select.selection import Selection
 from visae.select.statistics import PromptStatistics
 from visae.select.steering import prompt_direction
+from visae.select.words import Words, select_words
 
 __all__ = [
     "CONTRASTS",
@@ -17,6 +18,7 @@ __all__ = [
     "Measured",
     "PromptStatistics",
     "Selection",
+    "Words",
     "gradient_attribution",
     "best_latents",
     "collect_statistics",
@@ -24,4 +26,5 @@ __all__ = [
     "measure",
     "prompt_direction",
     "select_concept",
+    "select_words",
 ]

@@ -3,15 +3,11 @@
 import torch
 
 from visae.codes.build import fingerprint
-from visae.data.prompts import load_prompts
 from visae.pipelines import AdaptedPipeline
 from visae.sae import Dictionary
-from visae.select.collecting import content_tokens, token_ids
+from visae.select.prompt_tokens import prompt_tokens
 from visae.select.selection import Selection
 from visae.sites import Site
-from visae.store.forward import as_torch
-from visae.store.sampling import Sampling
-from visae.store.stream import Stream
 
 
 @torch.no_grad()
@@ -37,17 +33,17 @@ def prompt_direction(pipeline: AdaptedPipeline, sae: Dictionary, site: str | Sit
     """
     if sae.signed:
         raise ValueError("a direction from a prompt takes the positive pre-activations: this dictionary is signed")
-    stream = Stream(pipeline, site, load_prompts([text]), dtype="float32", sampling=Sampling("text"))
-    with token_ids(stream, True) as ids:
-        ((_, rows),) = stream.extracted(iter([[0]]))
-        words = content_tokens(ids[-1][:1], stream)[0]
-    tokens = as_torch(rows, stream.meta.dtype)[0].to(sae.mean.device)
+    place = pipeline.site(site).name
+    of_prompt = prompt_tokens(pipeline, site, [text])
+    words, tokens = of_prompt.content[0], of_prompt.x[0].to(sae.mean.device)
     codes = torch.cat([pre.clamp(min=0) for pre in sae.pre_activations(tokens)]).float()
     codes = (codes if sae.gain is None else codes * sae.gain).cpu()
     weights = codes[words].mean(0)
     order = [int(i) for i in weights.argsort(descending=True, stable=True) if weights[i] > 0]
     if not order:
-        raise ValueError(f"{text!r} wakes no latent at {stream.site.name}: give another prompt, site or dictionary")
+        raise ValueError(
+            f"{text!r} wakes no latent at {pipeline.site(site).name}: give another prompt, site or dictionary"
+        )
     chosen = tuple(weights[order].tolist())
     return Selection(
         factor="concept",
@@ -60,7 +56,7 @@ def prompt_direction(pipeline: AdaptedPipeline, sae: Dictionary, site: str | Sit
         scores=chosen,
         chosen_on={"data": text},
         sae=fingerprint(sae),
-        site=stream.site.name,
+        site=place,
         evidence={
             "levels": torch.tensor([torch.nan]),
             "active": torch.ones(1, len(order), dtype=torch.bool),

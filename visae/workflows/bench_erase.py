@@ -13,7 +13,7 @@ from visae.text_table import text_table
 from visae.workflows.collecting import Weights
 from visae.workflows.concepts import world_task
 from visae.workflows.dictionaries import Place, dictionaries
-from visae.workflows.erase import run_arguments, training_data
+from visae.workflows.erase import TEXTS, run_arguments, some, training_data
 from visae.workflows.erase_field import Field, erased_together
 from visae.workflows.strength import BUDGET
 from visae.workflows.studio import JUDGE
@@ -135,13 +135,14 @@ def bench_erase(
     for name in pipelines:
         place, folder = Place(name, image_size, weights, device), Path(out) / name.replace("/", "_").replace(":", "-")
         pipeline = place.load()
-        runs = tuple(Path(given[name]) if name in given else None for given in (sae, text_sae))
-        given = run_arguments(runs[0], steps, guidance, name.startswith("visae:"))
+        own, text = (Path(known[name]) if name in known else None for known in (sae, text_sae))
+        given = run_arguments(own, steps, guidance, name.startswith("visae:"))
         groups = erased_together(domains, targets, together)
         first = world_task(groups[0], given, phrasings, seeds)
         saes = dictionaries(
-            place, pipeline, chosen.values(), folder, sae=runs[0], text_sae=runs[1],
-            data=training_data(first, folder, images), given=given, batch=batch,
+            place, pipeline, chosen.values(), folder, runs={"denoiser": some(own), "text": some(text)},
+            data=training_data(first, folder, images), texts=training_data(first, folder, TEXTS),
+            said=[one.text for one in first.tuned_on], given=given, batch=batch,
         )  # fmt: skip
         bench = Field(pipeline, saes, given, folder, batch, phrasings, seeds, turns)
         strong = bench.strengths(chosen, domains, targets, tune, budget)

@@ -2,13 +2,14 @@
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from visae.codes.build import fingerprint
 from visae.erasers import Tools, tools_of
+from visae.erasers.base import Part
 from visae.erasers.strengths import variants, with_settings
 from visae.evaluate.erasure import Outcome
 from visae.evaluate.erasure_table import Table
@@ -26,7 +27,10 @@ from visae.workflows.results import plainly
 from visae.workflows.run import Run
 from visae.workflows.strength import BUDGET, Tried, verdict
 from visae.workflows.studio import Built
+from visae.workflows.vocabulary import write_prompts
 
+TEXTS = 4000
+"""Captions of the built-in world that dictionaries of text encoders are trained on."""
 STEPS, GUIDANCE = 20, 4.0
 """Of pictures where nothing says otherwise; the guidance is that of the shipped pipelines."""
 
@@ -83,6 +87,7 @@ def erase(
     report: Path = Path("erased"),
     sae: Path | None = None,
     text_sae: Path | None = None,
+    word_sae: tuple[Path, ...] = (),
     data: str | None = None,
     images: int = 400,
     pictures: int | None = None,
@@ -125,6 +130,7 @@ def erase(
         report: folder for all that is written.
         sae: a run on a site of the denoiser, see `visae train`; trained in the folder if the method needs one.
         text_sae: a run on a site of the text encoder, likewise.
+        word_sae: runs on the inputs of the text encoders, likewise.
         data: prompts that such dictionaries are trained on; captions of the built-in world for its concepts, else the
             tuning prompts.
         images: how many captions of the built-in world that is.
@@ -150,9 +156,11 @@ def erase(
     else:
         task = free_task(concept, target, retain, given, seeds)
     task = fewer(task, pictures)
+    runs: dict[Part, Sequence[Path]] = {"denoiser": some(sae), "text": some(text_sae), "words": word_sae}
     saes = dictionaries(
-        place, pipeline, [base], out, sae=sae, text_sae=text_sae, data=data or training_data(task, out, images),
-        given=given, batch=batch,
+        place, pipeline, [base], out, runs=runs, data=data or training_data(task, out, images),
+        texts=data or training_data(task, out, TEXTS), said=[one.text for one in task.tuned_on], given=given,
+        batch=batch,
     )  # fmt: skip
     tools = acting(pipeline, saes, task, out, batch)
     job = Job(pipeline, task, tools, given, out, batch, {site: fingerprint(one) for site, one in saes.items()})
@@ -188,20 +196,22 @@ def run_arguments(sae: Path | None, steps: int | None, guidance: float | None, s
     return {name: value for name, value in found.items() if value is not None}
 
 
+def some(run: Path | None) -> Sequence[Path]:
+    """A run or none, as `dictionaries` takes them."""
+    return () if run is None else (run,)
+
+
 def training_data(task: Task, folder: Path, images: int) -> str:
     """What dictionaries are trained on where nobody says."""
     if task.world:
         return f"world:prompts?split=train&n={images}&objects=1"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "prompts.txt"
-    file.write_text("\n".join(dict.fromkeys(one.text for one in task.tuned_on)), encoding="utf8")
-    return str(file)
+    return write_prompts(folder / "prompts.txt", (one.text for one in task.tuned_on))
 
 
 def acting(pipeline: AdaptedPipeline, saes: Mapping[str, Dictionary], task: Task, folder: Path, batch: int) -> Tools:
     """What methods ask for; those that need a place but no dictionary get the usual one."""
     tools = tools_of(pipeline, saes, given=task.request.given, folder=folder, batch=batch, seeds=task.seeds)
-    return tools if tools.site else replace(tools, site=default_sites(pipeline)[0])
+    return tools if tools.site else replace(tools, site=default_sites(pipeline)["denoiser"][0])
 
 
 def export(built: Built, folder: Path) -> Path:

@@ -162,7 +162,7 @@ def latents(story: Story, selection: Selection, file: Path) -> Section:
     ]
     head = ["latent", "score", "threshold", "mean with the concept", "mean without", "noise levels"]
     assert story.built.erasing is not None
-    site = story.built.erasing.sites[0]
+    site = next(one for one in story.built.erasing.sites if story.pipeline.site(one.site).name == selection.site)
     pictures = []
     if story.pipeline.site(site.site).grid is not None:
         heat(story, site, selection, file)

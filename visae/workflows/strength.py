@@ -67,7 +67,9 @@ def _mean(tally: Tally) -> float:
 
 
 def best(tried: Sequence[Tried]) -> Tried:
-    """The largest gain within the budget, of equal ones that with the least harm; if none is within, the least harm.
+    """The largest gain within the budget; if none is within, the least harm.
+
+    Of equal gains that with the least harm, and of equal ones there the strongest: attacks will meet it.
 
     Raises:
         ValueError: if none was tried.
@@ -78,7 +80,7 @@ def best(tried: Sequence[Tried]) -> Tried:
     def worst(one: Tried) -> float:
         return max(one.harm.values(), default=0.0)
 
-    within = [one for one in tried if one.within]
+    within = [one for one in reversed(tried) if one.within]
     return min(within, key=lambda one: (-one.gain, worst(one))) if within else min(tried, key=worst)
 
 

@@ -37,7 +37,7 @@ class Built:
         settings: of the method.
         told: what was found while it was built.
         erasing: its edits; None where it does not edit codes.
-        selections: the latents of each concept; likewise none.
+        selections: the latents of each concept at each site; likewise none.
     """
 
     enter: Callable[[], AbstractContextManager[Any]]
@@ -57,12 +57,14 @@ def build(method: Method, pipeline: AdaptedPipeline, task: Task, tools: Tools) -
         made = method.build(pipeline, task.request, tools)
         return Built(made.enter, made.settings, made.told)
     parts = [method.erasing(pipeline, request, tools) for request in task.requests]
-    sites = [one.sites[0] for one, _ in parts]
-    edits = tuple(edit for one in sites for edit in one.edits)
-    about = {**parts[0][0].about, "concept": task.name}
-    erasing = Erasing(pipeline, [EditedSite(sites[0].sae, sites[0].site, edits)], about)
-    selections = tuple(selection for _, selection in parts)
-    told = {"site": sites[0].site, "selections": [one.to_dict() for one in selections]}
+    sites: dict[str, EditedSite] = {}
+    for one in (site for erasing, _ in parts for site in erasing.sites):
+        name = pipeline.site(one.site).name
+        before = sites[name].edits if name in sites else ()
+        sites[name] = EditedSite(one.sae, one.site, (*before, *one.edits))
+    erasing = Erasing(pipeline, list(sites.values()), {**parts[0][0].about, "concept": task.name})
+    selections = tuple(selection for _, chosen in parts for selection in chosen)
+    told = {"sites": list(sites), "selections": [one.to_dict() for one in selections]}
     return Built(lambda: erasing, method.settings, told, erasing, selections)
 
 
