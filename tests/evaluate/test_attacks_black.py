@@ -1,5 +1,6 @@
 """Black box attacks: texts that are what they say they are, seeds, and starts from pictures against diffusers' own."""
 
+import json
 import random
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from PIL import Image
 import visae
 from visae.data.sample import Prompt
 from visae.evaluate.attacks import ATTACKS, Arena, ImageStart, Seeds, Texts, attack_table, started, synonyms, typos
+from visae.evaluate.attacks.files import attacked_from_dict
 from visae.evaluate.attacks.texts import captions, concept_synonyms, named, paraphrases, typo, world_synonyms
 from visae.evaluate.preserved import clean_latents
 from visae.registry import UnknownName
@@ -146,6 +148,31 @@ def test_a_black_box_attack_counts_the_best_within_its_budget():
     told = hit.to_dict()
     assert told["judges"]["one"]["ua_attacked"]["value"] == 0.0
     assert told["prompts"][0]["before"] == {"one": False}
+
+
+def test_what_an_attack_achieved_comes_back_from_json_with_the_pictures_that_showed_it():
+    painter = Painter()
+    prompts = [Prompt("a star", 1, ""), Prompt("a ring", 2, ""), Prompt("a star", 4, "")]
+    arena = Arena(painter, painter.erasure, STAR, {"one": white, "other": lambda p: {"shape": ["ring"] * len(p)}})
+    others = lambda prompt, _, n: ["x", "a starr" if prompt.seed == 1 else "y", "z"]  # noqa: E731
+    made = Texts(others, 3).run(arena, prompts, "texts")
+    assert [picture and np.asarray(picture).max() for picture in made.pictures] == [255, None, 255]
+    assert made.revived == ("a starr", "", "a star")
+    told = json.loads(json.dumps(made.to_dict()))
+    back = attacked_from_dict(told, prompts, made.pictures)
+    assert back.to_dict() == told
+    assert (back.concept, back.prompts, back.pictures) == (STAR, tuple(prompts), made.pictures)
+    assert str(back) == str(made)
+    with pytest.raises(ValueError, match="3 other prompts"):
+        attacked_from_dict(told, prompts[:2])
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_may_be_given_another_budget(name):
+    budget = ATTACKS[name].within(2, 3).budget
+    assert budget["pictures"] == 2
+    assert budget.get("gradients", 0) in (0, 6)
+    assert ATTACKS[name].within(2, 3).settings.keys() == ATTACKS[name].settings.keys()
 
 
 def test_seed_search_draws_other_seeds_until_one_shows_it():

@@ -1,42 +1,54 @@
 """Every erasing method on every concept of the built-in world: the same prompts, the same seeds, one table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from visae.erasers import METHODS
+from visae.evaluate.attacks import Attacked
 from visae.evaluate.erasure import Outcome
 from visae.evaluate.erasure_table import Row, Table, plain_row, row
+from visae.evaluate.rates import Rate
 from visae.json_files import write_json
 from visae.text_table import text_table
+from visae.workflows.attacking import GRADIENTS, STRONGEST, TRIES, Plan, Pooled, pooled, strongest
 from visae.workflows.collecting import Weights
 from visae.workflows.concepts import world_task
 from visae.workflows.dictionaries import Place, dictionaries
 from visae.workflows.erase import TEXTS, run_arguments, some, training_data
-from visae.workflows.erase_field import Field, erased_together
+from visae.workflows.erase_field import Field, attacked_groups, erased_together
 from visae.workflows.strength import BUDGET
 from visae.workflows.studio import JUDGE
 from visae.world.cells import DOMAINS
 
 HEAD = ("pipeline", "method", "domain", "targets", "mean of 3", "UA", "IRA", "CRA", "kept - plain", "gate FPR",
-        "time added")  # fmt: skip
+        "UA attacked", "time added")  # fmt: skip
+ATTACKED = ("pipeline", "method", "domain", "attack", "budget of a prompt", "targets", "UA before", "UA attacked")
 _RATES = ("mean", "ua", "ira", "cra", "kept_change", "fpr")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A method on the targets of a domain, on one pipeline."""
+    """A method on the targets of a domain, on one pipeline, and what attacks on some of these achieved."""
 
     pipeline: str
     row: Row
+    attacks: tuple[Pooled, ...] = ()
+
+    @property
+    def ua_attacked(self) -> Rate | None:
+        """UA after the strongest adaptive attack; None where none was run."""
+        found = strongest(self.attacks)
+        return None if found is None else found.ua()
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` writes: shares from 0 to 1, None where nothing was measured."""
         value = {name: rate.value for name, rate in self.row.rates.items()}
         return {
             "pipeline": self.pipeline, "method": self.row.method, "domain": self.row.domain,
-            **{name: value.get(name) for name in ("ua", "ira", "cra")}, "ua_attacked": None,
+            **{name: value.get(name) for name in ("ua", "ira", "cra")},
+            "ua_attacked": None if (left := self.ua_attacked) is None else left.value,
             "overhead": self.row.time,
         }  # fmt: skip
 
@@ -46,7 +58,19 @@ class Line:
         rates = self.row.rates
         told = [rates[name].percent() if name in rates else "-" for name in _RATES]
         time = "-" if self.row.time is None else f"{self.row.time:+.1%}"
-        return [self.pipeline, self.row.method, self.row.domain, len(self.row.targets), *told, time]
+        left = "-" if self.ua_attacked is None else self.ua_attacked.percent()
+        return [self.pipeline, self.row.method, self.row.domain, len(self.row.targets), *told, left, time]
+
+    @property
+    def attacked(self) -> list[list[Any]]:
+        """Of the printed table of attacks."""
+        return [
+            [
+                self.pipeline, self.row.method, self.row.domain, one.results[0].label, one.results[0].price,
+                len(one.results), one.ua("before").percent(), one.ua().percent(),
+            ]
+            for one in self.attacks
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,7 +93,9 @@ class EraseBench:
             *(f"{name}: {why}" for name, why in self.unsuitable.items()),
             f"image by image, by both judges: {self.folder}",
         ]
-        return "\n".join([text_table(HEAD, [line.cells for line in self.lines]), "", *notes])
+        attacks = [cells for line in self.lines for cells in line.attacked]
+        told = [text_table(ATTACKED, attacks), "", "Of the prompts that were attacked.", ""] if attacks else []
+        return "\n".join([text_table(HEAD, [line.cells for line in self.lines]), "", *told, *notes])
 
 
 def bench_erase(
@@ -89,6 +115,11 @@ def bench_erase(
     steps: int | None = None,
     guidance: float | None = None,
     turns: int = 3,
+    attacks: tuple[str, ...] = STRONGEST,
+    attacked: int = 0,
+    attacked_targets: int | None = None,
+    tries: int = TRIES,
+    gradients: int = GRADIENTS,
     batch: int = 8,
     out: Path = Path("bench-erase"),
     json: Path | None = None,
@@ -121,6 +152,13 @@ def bench_erase(
         steps: denoising steps; those of the dictionary's training, else 20.
         guidance: guidance scale; that of the dictionary's training, else 4 for shipped pipelines and others' own.
         turns: of timing, on the first target of each domain; 0 leaves it out.
+        attacks: on what is erased, see `visae erase --help`; `ua_attacked` is that of the strongest adaptive one.
+        attacked: test prompts of each target that are attacked, evenly spaced; 0 none. It costs: with the default
+            tries, gradients and 20 steps, each such prompt takes, by each method, up to about as long as 34 pictures;
+            4 of each of 20 targets, with pictures of 0.3 seconds, are up to 14 minutes for a method.
+        attacked_targets: of each domain, evenly spaced; all that are run if not given.
+        tries: pictures that an attack may draw of each prompt, see `visae erase --help`.
+        gradients: before each of them, likewise.
         batch: pictures made at a time.
         out: folder for everything that is kept.
         json: write the table here: `{"rows": [{"pipeline", "method", "domain", "ua", "ira", "cra", "ua_attacked",
@@ -130,6 +168,7 @@ def bench_erase(
         device: `auto`, `cpu`, `cuda`, ...
     """
     chosen = {name: METHODS[name] for name in methods or tuple(METHODS)}
+    plan = Plan(attacks, attacked, tries, gradients)
     lines: list[Line] = []
     unsuitable: dict[str, str] = {}
     for name in pipelines:
@@ -146,10 +185,11 @@ def bench_erase(
         )  # fmt: skip
         bench = Field(pipeline, saes, given, folder, batch, phrasings, seeds, turns)
         strong = bench.strengths(chosen, domains, targets, tune, budget)
-        found = bench.run(strong, groups)
+        found = bench.run(strong, groups, plan, attacked_groups(groups, attacked_targets))
         unsuitable |= {f"{method} on {name}": why for method, why in found.unsuitable.items()}
-        lines += table_lines(name, found.outcomes)
-        write_json(folder / "table.json", Table(found.outcomes).to_dict())
+        lines += table_lines(name, found.outcomes, found.attacked)
+        told = {method: [one.to_dict() for one in its] for method, its in found.attacked.items() if its}
+        write_json(folder / "table.json", {**Table(found.outcomes).to_dict(), "attacks": told})
     done = EraseBench(lines, unsuitable, Path(out))
     if json is not None:
         single = [line.to_dict() for line in lines if line.row.domain in DOMAINS and line.row.method != "plain"]
@@ -157,12 +197,19 @@ def bench_erase(
     return done
 
 
-def table_lines(pipeline: str, outcomes: Sequence[Outcome]) -> list[Line]:
-    """One for each method and domain by the first judge, the plain pipeline first."""
+def table_lines(pipeline: str, outcomes: Sequence[Outcome], attacked: Mapping[str, Sequence[Attacked]]) -> list[Line]:
+    """One for each method and domain by the first judge, the plain pipeline first.
+
+    Args:
+        pipeline: its name.
+        outcomes: of all methods.
+        attacked: method -> what attacks on single concepts achieved.
+    """
     lines = []
     for domain in dict.fromkeys(one.domain for one in outcomes):
         mine = [one for one in outcomes if one.domain == domain]
         lines.append(Line(pipeline, plain_row(list({one.concepts: one for one in mine}.values()), JUDGE)))
         for method in dict.fromkeys(one.method for one in mine):
-            lines.append(Line(pipeline, row([one for one in mine if one.method == method], JUDGE)))
+            hit = pooled([one for one in attacked.get(method, ()) if one.concept[0] == domain])
+            lines.append(Line(pipeline, row([one for one in mine if one.method == method], JUDGE), tuple(hit)))
     return lines

@@ -214,11 +214,12 @@ def _spread(prompts: list[Prompt], concepts: Sequence[Concept], n: int) -> list[
         return prompts
     target = [i for i, one in enumerate(prompts) if one.asks_for(concepts)]
     rest = [i for i in range(len(prompts)) if i not in set(target)]
-    some = _evenly(target, max(1, n // 2))
-    return [prompts[i] for i in sorted([*some, *_evenly(rest, max(1, n - len(some)))])]
+    some = evenly(target, max(1, n // 2))
+    return [prompts[i] for i in sorted([*some, *evenly(rest, max(1, n - len(some)))])]
 
 
-def _evenly(places: Sequence[int], n: int) -> list[int]:
+def evenly(places: Sequence[int], n: int) -> list[int]:
+    """At most n of some places, the first and the last among them."""
     return [places[i] for i in np.unique(np.linspace(0, len(places) - 1, min(n, len(places))).round().astype(int))]
 
 

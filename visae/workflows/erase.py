@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from visae.codes.build import fingerprint
 from visae.erasers import Tools, tools_of
 from visae.erasers.base import Part
 from visae.erasers.strengths import variants, with_settings
+from visae.evaluate.attacks import Attacked, attack_table
 from visae.evaluate.erasure import Outcome
 from visae.evaluate.erasure_table import Table
 from visae.json_files import write_json
@@ -18,6 +19,7 @@ from visae.pipelines import AdaptedPipeline
 from visae.sae import Dictionary
 from visae.store.estimate import duration
 from visae.text_table import text_table
+from visae.workflows.attacking import GRADIENTS, PROMPTS, TRIES, USUAL, Plan, announced, defended
 from visae.workflows.collecting import Weights
 from visae.workflows.concepts import Task, fewer, free_task, learning_from, world_concepts, world_task
 from visae.workflows.dictionaries import Place, default_sites, dictionaries
@@ -45,6 +47,7 @@ class Erased:
         outcome: on the test prompts.
         tried: strengths on the validation prompts; empty where there was nothing to choose.
         page: to look at.
+        attacks: on what was erased.
     """
 
     folder: Path
@@ -52,6 +55,7 @@ class Erased:
     outcome: Outcome
     tried: list[Tried]
     page: Path
+    attacks: list[Attacked] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = []
@@ -60,6 +64,7 @@ class Erased:
             rows = [[t.strength, t.gain, *(t.harm[n] for n in names), t.within] for t in self.tried]
             lines += [text_table(["strength", "gone", *(f"lost {n}" for n in names), "within budget"], rows), ""]
         lines.append(str(Table([self.outcome])) if self.outcome.erased else _told(self.summary["moved"]))
+        lines += ["", attack_table(self.attacks), ""] if self.attacks else []
         lines += [f"warning: {one}" for one in self.summary["warnings"]]
         if found := self.summary["export"]:
             code = f"visae.load_erasure({found!r}, pipe).install()" if Path(found).is_dir() else f"LoRA weights {found}"
@@ -96,6 +101,10 @@ def erase(
     steps: int | None = None,
     guidance: float | None = None,
     turns: int = 3,
+    attacks: tuple[str, ...] = USUAL,
+    attacked: int = PROMPTS,
+    tries: int = TRIES,
+    gradients: int = GRADIENTS,
     batch: int = 8,
     image_size: tuple[int, int] | None = None,
     weights: Weights = "float32",
@@ -105,8 +114,9 @@ def erase(
 
     Trains the dictionaries that the method needs, or takes yours; finds out from tuning prompts what the concept is;
     chooses how strongly to erase on other prompts, within a budget of harm; draws test prompts from the same seeds with
-    and without; and writes a page (`index.html`), the numbers (`summary.json`) and, of methods that edit codes, a
-    folder `erasure` that any diffusers script loads. Stopped at any moment, the same command goes on where it was.
+    and without; attacks the erasure; and writes a page (`index.html`), the numbers (`summary.json`) and, of methods
+    that edit codes, a folder `erasure` that any diffusers script loads. Stopped at any moment, the same command goes on
+    where it was.
 
     Concepts of the built-in world, `shape=star` or `style=dots`, bring prompts, labels and judges; of the shipped
     pipelines words will do. Everything else needs `--retain`, and is measured by how far pictures move.
@@ -140,6 +150,12 @@ def erase(
         steps: denoising steps; those of the dictionary's training, else 20.
         guidance: guidance scale; that of the dictionary's training, else 4 for shipped pipelines and others' own.
         turns: of timing the pictures with and without; 0 leaves it out.
+        attacks: that try to have the concept back, of those in `visae.evaluate.attacks`; none with `--attacks` alone,
+            and none on concepts that no judge knows.
+        attacked: test prompts of each concept that each attack is tried on, evenly spaced.
+        tries: pictures that an attack may draw of each; it stops at the first that shows the concept to all judges.
+        gradients: that an attack which computes some may compute before each of these, each as long as about three
+            calls of the denoiser. UnlearnDiffAtk's own budget is `--tries 50 --gradients 40`.
         batch: pictures made at a time.
         image_size: height and width of the pictures; the pipeline's own if not given.
         weights: type of the pipeline's weights; on a GPU, `float16` or `bfloat16`.
@@ -147,6 +163,7 @@ def erase(
     """
     begun, out = time.perf_counter(), Path(report)
     asked = {name: value for name, value in locals().items() if name not in ("begun", "out")}
+    plan = Plan(attacks, attacked, tries, gradients)
     base, place = with_settings(method, settings), Place(pipe, image_size, weights, device)
     pipeline = place.load()
     shipped = pipeline.id.startswith("visae:")
@@ -167,7 +184,9 @@ def erase(
     chosen, tried = job.choose(method, variants(method, base, strength), budget)
     built = job.built(chosen)
     outcome = job.test(method, built, turns)
-    studio = job.studio("test")
+    studio, assaults = job.studio("test"), plan.on(job, method, built.settings)
+    announced(assaults)
+    defence = defended(assaults, lambda: built)
     told: dict[str, Any] = {
         "pipeline": {"id": pipeline.id, "revision": pipeline.revision}, "concept": task.name, "method": method,
         "settings": built.settings, "budget": budget, "tried": [one.to_dict() for one in tried],
@@ -175,7 +194,8 @@ def erase(
         "run": given, "prompts": {"tuning": len(task.tuned_on), "validation": len(task.validation),
                                   "test": len(task.test)},
         "found": {name: value for name, value in built.told.items() if name != "selections"}, "moved": None,
-        "warnings": warnings_of(built, tried), "export": built.told.get("file"), "options": asked,
+        "attacks": [one.to_dict() for one in defence.results],
+        "warnings": [*warnings_of(built, tried), *defence.told], "export": built.told.get("file"), "options": asked,
     }  # fmt: skip
     if not outcome.erased:
         gain, lost = verdict(outcome, studio.plain)
@@ -184,8 +204,8 @@ def erase(
         told["export"] = str(export(built, out / "erasure"))
     told["seconds"] = time.perf_counter() - begun
     write_json(out / "summary.json", plainly(told))
-    page = write_story(Story(pipeline, task, studio.plain, outcome, built, tried, told), out)
-    return Erased(out, told, outcome, tried, page)
+    page = write_story(Story(pipeline, task, studio.plain, outcome, built, tried, told, defence.results), out)
+    return Erased(out, told, outcome, tried, page, defence.results)
 
 
 def run_arguments(sae: Path | None, steps: int | None, guidance: float | None, shipped: bool) -> dict[str, Any]:

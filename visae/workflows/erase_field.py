@@ -1,7 +1,8 @@
 """Many erasures on one pipeline: strengths once for a method and a domain, then every method on every target."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,20 @@ from visae.codes.build import fingerprint
 from visae.data.sample import Concept
 from visae.erasers import Method, Unsuitable
 from visae.erasers.strengths import variants
+from visae.evaluate.attacks import Attacked
 from visae.evaluate.erasure import Outcome
 from visae.evaluate.erasure_files import from_json, to_json
 from visae.pipelines import AdaptedPipeline
 from visae.sae import Dictionary
 from visae.store.estimate import duration
-from visae.workflows.concepts import Task, world_task
+from visae.workflows.attacking import Assault, Plan, announced, defended
+from visae.workflows.concepts import Task, evenly, world_task
 from visae.workflows.erase import acting
 from visae.workflows.erase_job import Job
 from visae.workflows.extract import announce
 from visae.workflows.results import Results, plainly
 from visae.workflows.strength import choose, mean_verdict
-from visae.workflows.studio import Studio
+from visae.workflows.studio import Built, Studio
 from visae.world.cells import DOMAINS
 from visae.world.factors import FACTORS
 
@@ -52,12 +55,22 @@ def spaced(domain: str, n: int | None) -> list[Concept]:
     return [(domain, values[i * len(values) // n]) for i in range(n)]
 
 
+def attacked_groups(groups: Sequence[tuple[Concept, ...]], n: int | None) -> list[tuple[Concept, ...]]:
+    """So many single concepts of each domain, evenly spaced; all if None."""
+    found = []
+    for domain in DOMAINS:
+        alone = [one for one in groups if len(one) == 1 and one[0][0] == domain]
+        found += [alone[i] for i in evenly(range(len(alone)), len(alone) if n is None else n)]
+    return found
+
+
 @dataclass(frozen=True)
 class Found:
-    """Outcomes of a pipeline, and methods that cannot work there, with the reason."""
+    """Outcomes of a pipeline, what attacks achieved there, and what cannot work there, with the reason."""
 
-    outcomes: list[Outcome]
-    unsuitable: dict[str, str]
+    outcomes: list[Outcome] = field(default_factory=list)
+    unsuitable: dict[str, str] = field(default_factory=dict)
+    attacked: dict[str, list[Attacked]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,10 +147,24 @@ class Field:
             return next(iter(candidates))
         return found.strength
 
-    def run(self, methods: Mapping[tuple[str, str], Method], groups: Sequence[tuple[Concept, ...]]) -> Found:
-        """Every method on every group of concepts; what is kept is not done again."""
-        results, found = Results(self.folder / "results"), Found([], {})
+    def run(
+        self,
+        methods: Mapping[tuple[str, str], Method],
+        groups: Sequence[tuple[Concept, ...]],
+        plan: Plan | None = None,
+        attacked: Collection[tuple[Concept, ...]] = (),
+    ) -> Found:
+        """Every method on every group of concepts; what is kept is not done again.
+
+        Args:
+            methods: with their strengths, see `strengths`.
+            groups: of concepts that are erased together.
+            plan: attacks on what was erased.
+            attacked: groups that are attacked.
+        """
+        results, found = Results(self.folder / "results"), Found()
         units = list(self._units(methods, groups))
+        hit = [unit.assaults(plan) if plan and unit.job.task.concepts in attacked else [] for unit in units]
         missing = [unit for unit in units if results.get(unit.about) is None]
         if missing:
             studio = missing[0].job.studio("test")
@@ -146,17 +173,22 @@ class Field:
                 f"bench erase on {self.pipeline.id}: {len(missing)} of {len(units)} erasures are to be measured, "
                 f"{len(studio.prompts)} pictures each, kept in {self.folder}: about {duration(studio.pace() * drawn)}"
             )
+        announced([one for some in hit for one in some])
         with tqdm(total=len(missing), desc="bench erase", unit="erasure") as bar:
-            for unit in units:
-                known = results.get(unit.about)
+            for unit, assaults in zip(units, hit, strict=True):
+                known, built = results.get(unit.about), cache(unit.built)
                 if known is None:
-                    known = unit.measure()
+                    known = unit.measure(built)
                     results.put(unit.about, known)
                     bar.update()
                 if "unsuitable" in known:
                     found.unsuitable[unit.name] = known["unsuitable"]
-                else:
-                    found.outcomes.append(from_json(known))
+                    continue
+                found.outcomes.append(from_json(known))
+                defence = defended(assaults, built)
+                found.attacked.setdefault(unit.name, []).extend(defence.results)
+                for name, why in defence.impossible.items():
+                    found.unsuitable[f"{name} against {unit.name}"] = why
         return found
 
     def _units(
@@ -192,10 +224,27 @@ class Unit:
         """All that decides the result."""
         return self.job.about("test", self.name, settings=plainly(self.method.settings), turns=self.turns)
 
-    def measure(self) -> dict[str, Any]:
-        """The outcome as JSON, or why there is none."""
+    def built(self) -> Built:
+        """The erasure.
+
+        Raises:
+            Unsuitable: if the method cannot work on this pipeline.
+        """
+        return self.job.built(self.method)
+
+    def assaults(self, plan: Plan) -> list[Assault]:
+        """Attacks on it: no part of its own result, which stays what it is when they change."""
+        known = self.job.results.get(self.about) or {}
+        return [] if "unsuitable" in known else plan.on(self.job, self.name, self.method.settings)
+
+    def measure(self, built: Callable[[], Built]) -> dict[str, Any]:
+        """The outcome as JSON, or why there is none.
+
+        Args:
+            built: makes the erasure.
+        """
         try:
-            built = self.job.built(self.method)
+            made = built()
         except Unsuitable as error:
             return {"unsuitable": str(error)}
-        return to_json(replace(self.job.measured(self.name, built, self.turns), pictures=[]))
+        return to_json(replace(self.job.measured(self.name, made, self.turns), pictures=[]))

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from visae.codes.over_time import watch
 from visae.edit import EditedSite
+from visae.evaluate.attacks import Attacked
 from visae.evaluate.erasure import Outcome, Plain
 from visae.evaluate.erasure_table import Row, Table
 from visae.pipelines import AdaptedPipeline
@@ -19,8 +22,8 @@ from visae.workflows.results import plainly
 from visae.workflows.strength import Tried
 from visae.workflows.studio import Built
 
-SHOWN, HEATED, LATENTS, LISTED = 8, 3, 4, 24
-"""Pictures side by side, pictures under heat, latents beside each other, latents in the table."""
+SHOWN, HEATED, LATENTS, LISTED, REVIVED = 8, 3, 4, 24, 4
+"""Pictures side by side, under heat; latents beside each other, in the table; pictures of an attack side by side."""
 _PERCENT = {"ua": "UA", "ira": "IRA", "cra": "CRA", "cra_saeuron": "CRA as SAeUron", "kept": "kept",
             "kept_change": "kept - plain", "identical": "identical"}  # fmt: skip
 _GATE = {"tpr": "opens for the concept", "fpr": "opens for others", "identical_shut": "identical where shut"}
@@ -38,6 +41,7 @@ class Story:
         built: the erasure.
         tried: strengths on the validation prompts.
         told: everything that the summary holds.
+        attacked: what attacks achieved.
     """
 
     pipeline: AdaptedPipeline
@@ -47,6 +51,7 @@ class Story:
     built: Built
     tried: Sequence[Tried]
     told: dict[str, Any]
+    attacked: Sequence[Attacked] = ()
 
 
 def write_story(story: Story, folder: Path) -> Path:
@@ -56,14 +61,15 @@ def write_story(story: Story, folder: Path) -> Path:
     sections = [side_by_side(story, figures), measured(story), *gates(story), *strengths(story)]
     for number, selection in enumerate(story.built.selections):
         sections.append(latents(story, selection, figures / f"latents-{number}.png"))
-    sections.append(attacks())
+    sections.append(attacks(story, figures))
     told = story.told
     options = told["options"]
     repeat = f'visae erase {options["pipe"]} --concept "{options["concept"]}" --method {options["method"]} ...'
     title = f"{story.task.name} erased from {told['pipeline']['id']} by {told['method']}"
     return build_page(
         folder / "index.html", title, sections, brand="visae erase", notes=told["warnings"],
-        settings={k: v for k, v in plainly(told).items() if k not in ("measured", "selections")}, repeat=repeat,
+        settings={k: v for k, v in plainly(told).items() if k not in ("measured", "selections", "attacks")},
+        repeat=repeat,
     )  # fmt: skip
 
 
@@ -184,13 +190,58 @@ def heat(story: Story, site: EditedSite, selection: Selection, file: Path) -> No
     figure.savefig(file, dpi=110)
 
 
-def attacks() -> Section:
-    """That nobody tried to bring the concept back."""
+def attacks(story: Story, figures: Path) -> Section:
+    """What brought the concept back, or that nobody tried to."""
+    if not story.attacked:
+        why = "" if story.outcome.erased else " No judge knows this concept, so none could tell what it achieved."
+        text = [
+            f"No attack was run.{why} How often paraphrases, optimised prompts or other noise bring the concept back, "
+            "this page does not say."
+        ]
+        return Section("Attacks", text)
+    rows: list[list[Any]] = [
+        [
+            one.label, "=".join(one.concept), judge, len(one.prompts), one.price, one.success(judge, "plain").percent(),
+            one.success(judge, "before").percent(), one.success(judge).percent(), one.ua(judge).percent(),
+            next((one.revived[i] for i in _by_attack(one)), None) if judge == next(iter(one.after)) else None,
+        ]
+        for one in story.attacked
+        for judge in one.after
+    ]  # fmt: skip
+    head = ["attack", "concept", "judge", "prompts", "budget of a prompt", "shows it: plain", "erased", "attacked",
+            "UA attacked", "brought back by, e.g."]  # fmt: skip
     text = [
-        "No attack was run. How often paraphrases, optimised prompts or other noise bring the concept back, this page "
-        "does not say."
+        "Each attack draws test prompts that ask for the concept until a picture shows it or its budget is spent. In "
+        "percent of the prompts, in brackets 95 % of resamples; UA attacked is what is left of the erasure.",
+        "A black box attack sees pictures alone. A white box attack computes gradients, an adaptive one through the "
+        "erasure; of one that is not, a failure is no proof that the erasure withstands attacks.",
     ]
-    return Section("Attacks", text)
+    pictures = []
+    for number, one in enumerate(story.attacked):
+        if _by_attack(one):
+            revived(story, one, figures / f"attack-{number}.png")
+            pictures.append(Picture.of(figures / f"attack-{number}.png", f"{one.label} on {'='.join(one.concept)}"))
+    return Section("Attacks", text, head, rows, pictures)
+
+
+def _by_attack(one: Attacked) -> list[int]:
+    """Prompts that show the concept to the first judge under the attack, but not by themselves."""
+    judge = next(iter(one.after))
+    return np.flatnonzero(one.after[judge] & ~one.before[judge]).tolist()
+
+
+def revived(story: Story, one: Attacked, file: Path) -> None:
+    """Draws pictures as they are, erased, and as an attack brought the concept back."""
+    places = _by_attack(one)[:REVIVED]
+    tests = [story.task.test.index(one.prompts[i]) for i in places]
+    attacked = [picture for i in places if (picture := one.pictures[i]) is not None]
+    rows = [*([kind[i] for i in tests] for kind in (story.plain.pictures, story.outcome.pictures)), attacked]
+    titles = [_short(one.prompts[i].text) for i in places]
+    figure = grid_figure(
+        rows, [[None] * len(places)] * 3, row_titles=["plain", "erased", "attacked"], column_titles=titles,
+        captions=[*([""] * len(places) for _ in range(2)), [_short(one.revived[i]) for i in places]],
+    )  # fmt: skip
+    figure.savefig(file, dpi=110)
 
 
 def _short(text: str) -> str:

@@ -13,7 +13,7 @@ an erasure withstands attacks.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from PIL import Image
@@ -89,6 +89,7 @@ class Attacked:
         after: the same under the erasure and the attack.
         revived: by which text or start each prompt first showed the concept to the first judge; "" where by none.
         settings: of the attack.
+        pictures: that first showed the concept of each prompt to the first judge; None where none did.
     """
 
     attack: str
@@ -103,6 +104,7 @@ class Attacked:
     after: Shown
     revived: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
+    pictures: tuple[Image.Image | None, ...] = field(default=(), repr=False)
 
     @property
     def label(self) -> str:
@@ -110,6 +112,11 @@ class Attacked:
         if self.box == "black":
             return f"{self.attack} (black box)"
         return f"{self.attack} (white box, {'adaptive' if self.adaptive else 'not adaptive'})"
+
+    @property
+    def price(self) -> str:
+        """The budget of a prompt in words, e.g. `160 gradients, 8 pictures, 5 tokens`."""
+        return ", ".join(f"{value} {name}" for name, value in self.budget.items())
 
     def success(self, judge: str, when: Literal["plain", "before", "after"] = "after") -> Rate:
         """Share of the prompts that show the concept; `before` and `after` are pre-ASR and ASR of UnlearnDiffAtk."""
@@ -124,7 +131,7 @@ class Attacked:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, with every prompt."""
+        """JSON form, with every prompt, without pictures; `attacked_from_dict` of `.files` is its reverse."""
         return {
             "attack": self.attack, "box": self.box, "adaptive": self.adaptive, "budget": self.budget,
             "spent": self.spent, "concept": "=".join(self.concept), "settings": self.settings,
@@ -156,7 +163,7 @@ def attack_table(results: Sequence[Attacked]) -> str:
         [
             one.label, "=".join(one.concept), judge, len(one.prompts), one.success(judge, "plain").percent(),
             one.success(judge, "before").percent(), one.success(judge).percent(), one.ua(judge).percent(),
-            ", ".join(f"{value} {name}" for name, value in one.budget.items()),
+            one.price,
         ]
         for one in results
         for judge in one.after
@@ -174,14 +181,16 @@ class Record:
     Attributes:
         after: judge -> `[n]` bool.
         revived: by which text each prompt first showed the concept to the first judge.
+        shown: the pictures in which it did; None where it did not yet.
         spent: pictures and gradients so far.
     """
 
-    def __init__(self, arena: Arena, before: Shown, prompts: Sequence[Prompt]):
+    def __init__(self, arena: Arena, before: Shown, prompts: Sequence[Prompt], pictures: Sequence[Image.Image]):
         self.arena = arena
         self.after = {judge: seen.copy() for judge, seen in before.items()}
         first = next(iter(before.values()))
         self.revived = [prompt.text if first[i] else "" for i, prompt in enumerate(prompts)]
+        self.shown = [picture if first[i] else None for i, picture in enumerate(pictures)]
         self.spent = {"pictures": 0, "gradients": 0}
 
     def done(self, number: int) -> bool:
@@ -200,9 +209,9 @@ class Record:
         for judge, seen in self.arena.shown(pictures).items():
             self.after[judge][np.asarray(numbers)] |= seen
         first = next(iter(self.after.values()))
-        for number, text in zip(numbers, means, strict=True):
+        for number, text, picture in zip(numbers, means, pictures, strict=True):
             if first[number] and not self.revived[number]:
-                self.revived[number] = text
+                self.revived[number], self.shown[number] = text, picture
 
 
 @dataclass(frozen=True)
@@ -220,6 +229,20 @@ class Attack(ABC):
     @abstractmethod
     def budget(self) -> dict[str, int]:
         """What it may use at most for each prompt."""
+
+    @abstractmethod
+    def within(self, pictures: int, gradients: int) -> Self:
+        """The same attack on another budget.
+
+        Args:
+            pictures: that it may draw of each prompt.
+            gradients: that it may compute before each of them; of no matter to a black box attack.
+        """
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its fields, functions by their names."""
+        return {key: value.__name__ if callable(value) else value for key, value in asdict(self).items()}
 
     @abstractmethod
     def attack(self, arena: Arena, prompts: Sequence[Prompt], record: Record) -> None:
@@ -240,13 +263,14 @@ class Attack(ABC):
             raise ValueError(f"an attack needs prompts and judges; got {len(prompts)} and {len(arena.judges)}")
         plain = arena.shown(arena.draw(prompts))
         with arena.erasure():
-            before = arena.shown(arena.draw(prompts))
-        record = Record(arena, before, prompts)
+            pictures = arena.draw(prompts)
+        before = arena.shown(pictures)
+        record = Record(arena, before, prompts, pictures)
         self.attack(arena, prompts, record)
-        settings = {key: value.__name__ if callable(value) else value for key, value in asdict(self).items()}
         return Attacked(
             name or type(self).__name__, self.box, self.sees_erasure, self.budget, record.spent, arena.concept,
-            tuple(prompts), plain, before, record.after, tuple(record.revived), settings,
+            tuple(prompts), plain, before, record.after, tuple(record.revived), self.settings,
+            tuple(record.shown),
         )  # fmt: skip
 
 

@@ -18,8 +18,8 @@ not in L, but in the pictures that count. Not adaptive, L is that of the plain p
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -98,6 +98,10 @@ class Optimised(Attack):
     def budget(self) -> dict[str, int]:
         """See `Attack.budget`."""
         return {"gradients": self.rounds * self.iterations, "pictures": self.rounds, "tokens": self.tokens}
+
+    def within(self, pictures: int, gradients: int) -> Self:
+        """See `Attack.within`."""
+        return replace(self, rounds=pictures, iterations=gradients)
 
     @abstractmethod
     def variable(self, words: Words, generator: torch.Generator) -> Variable:

@@ -40,6 +40,10 @@ class Seeds(Attack):
         """See `Attack.budget`."""
         return {"pictures": self.n}
 
+    def within(self, pictures: int, gradients: int) -> "Seeds":  # noqa: ARG002
+        """See `Attack.within`."""
+        return replace(self, n=pictures)
+
     def attack(self, arena: Arena, prompts: Sequence[Prompt], record: Record) -> None:
         """See `Attack.attack`."""
         tries = []
@@ -66,6 +70,10 @@ class ImageStart(Attack):
     def budget(self) -> dict[str, int]:
         """See `Attack.budget`."""
         return {"pictures": len(self.strengths)}
+
+    def within(self, pictures: int, gradients: int) -> "ImageStart":  # noqa: ARG002
+        """See `Attack.within`; the first strengths, however many pictures are allowed."""
+        return replace(self, strengths=self.strengths[:pictures])
 
     def attack(self, arena: Arena, prompts: Sequence[Prompt], record: Record) -> None:
         """See `Attack.attack`."""

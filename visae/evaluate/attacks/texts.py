@@ -42,6 +42,10 @@ class Texts(Attack):
         """See `Attack.budget`."""
         return {"pictures": self.n}
 
+    def within(self, pictures: int, gradients: int) -> "Texts":  # noqa: ARG002
+        """See `Attack.within`."""
+        return replace(self, n=pictures)
+
     def attack(self, arena: Arena, prompts: Sequence[Prompt], record: Record) -> None:
         """See `Attack.attack`."""
         tries = [
