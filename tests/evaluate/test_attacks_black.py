@@ -154,7 +154,7 @@ def test_what_an_attack_achieved_comes_back_from_json_with_the_pictures_that_sho
     painter = Painter()
     prompts = [Prompt("a star", 1, ""), Prompt("a ring", 2, ""), Prompt("a star", 4, "")]
     arena = Arena(painter, painter.erasure, STAR, {"one": white, "other": lambda p: {"shape": ["ring"] * len(p)}})
-    others = lambda prompt, _, n: ["x", "a starr" if prompt.seed == 1 else "y", "z"]  # noqa: E731
+    others = lambda prompt, *_: ["x", "a starr" if prompt.seed == 1 else "y", "z"]  # noqa: E731
     made = Texts(others, 3).run(arena, prompts, "texts")
     assert [picture and np.asarray(picture).max() for picture in made.pictures] == [255, None, 255]
     assert made.revived == ("a starr", "", "a star")

@@ -57,7 +57,7 @@ def spaced(domain: str, n: int | None) -> list[Concept]:
 
 def attacked_groups(groups: Sequence[tuple[Concept, ...]], n: int | None) -> list[tuple[Concept, ...]]:
     """So many single concepts of each domain, evenly spaced; all if None."""
-    found = []
+    found: list[tuple[Concept, ...]] = []
     for domain in DOMAINS:
         alone = [one for one in groups if len(one) == 1 and one[0][0] == domain]
         found += [alone[i] for i in evenly(range(len(alone)), len(alone) if n is None else n)]
