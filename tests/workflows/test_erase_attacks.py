@@ -129,7 +129,7 @@ def test_attacks_are_told_in_the_summary_and_shown_on_the_page_and_not_run_twice
         assert label in str(made)
     assert "No attack was run" not in text
     assert text.count("data:image/png") == 2 + 2, "of attacks that succeeded, the pictures"
-    assert any(one and one in text for one in made.attacks[1].revived)
+    assert any(one and f"the first brought back by “{one}”" in text for one in made.attacks[1].revived)
     drawn, gradients = oracle.drawn, import_module("visae.evaluate.attacks.gradients").Optimised
     monkeypatch.setattr(gradients, "gradients", lambda *_: pytest.fail("attacked twice"))
     again = erase("tiny", **options)

@@ -26,8 +26,8 @@ STRONGEST = ("prompt_words",)
 """Attacks on many erasures, where each costs."""
 PROMPTS, TRIES, GRADIENTS = 4, 8, 20
 """Prompts of each concept, pictures of each prompt, gradients before each picture."""
-_CALLS = 3
-"""Calls of the denoiser that a gradient is worth: forward once, and back about twice that."""
+_CALLS = 5
+"""Calls of the denoiser that a gradient is worth: forward once, back about twice that, one picture at a time."""
 
 
 @dataclass(frozen=True)

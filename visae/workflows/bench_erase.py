@@ -154,8 +154,8 @@ def bench_erase(
         turns: of timing, on the first target of each domain; 0 leaves it out.
         attacks: on what is erased, see `visae erase --help`; `ua_attacked` is that of the strongest adaptive one.
         attacked: test prompts of each target that are attacked, evenly spaced; 0 none. It costs: with the default
-            tries, gradients and 20 steps, each such prompt takes, by each method, up to about as long as 34 pictures;
-            4 of each of 20 targets, with pictures of 0.3 seconds, are up to 14 minutes for a method.
+            tries, gradients and 20 steps, each such prompt takes, by each method, up to about as long as 50 pictures;
+            4 of each of 20 targets, with pictures of 0.3 seconds, are up to 20 minutes for a method.
         attacked_targets: of each domain, evenly spaced; all that are run if not given.
         tries: pictures that an attack may draw of each prompt, see `visae erase --help`.
         gradients: before each of them, likewise.

@@ -154,7 +154,7 @@ def erase(
             and none on concepts that no judge knows.
         attacked: test prompts of each concept that each attack is tried on, evenly spaced.
         tries: pictures that an attack may draw of each; it stops at the first that shows the concept to all judges.
-        gradients: that an attack which computes some may compute before each of these, each as long as about three
+        gradients: that an attack which computes some may compute before each of these, each as long as about five
             calls of the denoiser. UnlearnDiffAtk's own budget is `--tries 50 --gradients 40`.
         batch: pictures made at a time.
         image_size: height and width of the pictures; the pipeline's own if not given.

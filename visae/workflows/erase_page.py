@@ -201,15 +201,13 @@ def attacks(story: Story, figures: Path) -> Section:
         return Section("Attacks", text)
     rows: list[list[Any]] = [
         [
-            one.label, "=".join(one.concept), judge, len(one.prompts), one.price, one.success(judge, "plain").percent(),
-            one.success(judge, "before").percent(), one.success(judge).percent(), one.ua(judge).percent(),
-            next((one.revived[i] for i in _by_attack(one)), None) if judge == next(iter(one.after)) else None,
+            _on(story, one), judge, len(one.prompts), one.success(judge, "plain").percent(),
+            one.success(judge, "before").percent(), one.success(judge).percent(), one.ua(judge).percent(), one.price,
         ]
         for one in story.attacked
         for judge in one.after
     ]  # fmt: skip
-    head = ["attack", "concept", "judge", "prompts", "budget of a prompt", "shows it: plain", "erased", "attacked",
-            "UA attacked", "brought back by, e.g."]  # fmt: skip
+    head = ["attack", "judge", "prompts", "shows it: plain", "erased", "attacked", "UA attacked", "budget of a prompt"]
     text = [
         "Each attack draws test prompts that ask for the concept until a picture shows it or its budget is spent. In "
         "percent of the prompts, in brackets 95 % of resamples; UA attacked is what is left of the erasure.",
@@ -218,10 +216,16 @@ def attacks(story: Story, figures: Path) -> Section:
     ]
     pictures = []
     for number, one in enumerate(story.attacked):
-        if _by_attack(one):
-            revived(story, one, figures / f"attack-{number}.png")
-            pictures.append(Picture.of(figures / f"attack-{number}.png", f"{one.label} on {'='.join(one.concept)}"))
+        if places := _by_attack(one):
+            file, by = figures / f"attack-{number}.png", one.revived[places[0]]
+            revived(story, one, file)
+            pictures.append(Picture.of(file, f"{_on(story, one)}: the first brought back by “{by}”"))
     return Section("Attacks", text, head, rows, pictures)
+
+
+def _on(story: Story, one: Attacked) -> str:
+    several = len(story.task.concepts) > 1
+    return f"{one.label} on {'='.join(one.concept)}" if several else one.label
 
 
 def _by_attack(one: Attacked) -> list[int]:
