@@ -8,7 +8,6 @@ import torch
 import visae
 from visae.erasers import METHODS, Request, tools_of
 from visae.erasers.codes import Known
-from visae.sae import make_sae
 from visae.taps import tap
 
 SITE, GIVEN = "unet.mid_block.attentions.0", {"steps": 2, "guidance": 3.0}
@@ -19,24 +18,14 @@ pytestmark = [
 ]
 
 
-def dictionary(d, seed=0):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        sae = make_sae("relu_l1", d, 64)
-        for parameter in sae.parameters():
-            parameter.data = torch.randn_like(parameter)
-        sae.decoder.weight.data /= sae.decoder.weight.norm(dim=1, keepdim=True)
-    return sae.eval()
-
-
 @pytest.fixture(scope="module")
 def model(tiny_pipelines):
     return visae.wrap(tiny_pipelines.build("sd"), image_size=(16, 24))
 
 
 @pytest.fixture(scope="module")
-def sae(model):
-    return dictionary(model.site(SITE).d)
+def sae(model, dictionary):
+    return dictionary(model.site(SITE).d, 64)
 
 
 def images(model):
@@ -76,9 +65,9 @@ def test_saeuron_multiplies_what_is_above_its_mean_by_the_mean_on_the_concept(mo
     assert not counts.all()
 
 
-def test_itd_leaves_prompts_below_its_gate_bit_for_bit(model):
+def test_itd_leaves_prompts_below_its_gate_bit_for_bit(model, dictionary):
     site = "text_encoder.encoder.layers.1"
-    text = dictionary(model.site(site).d, 1)
+    text = dictionary(model.site(site).d, 64, seed=1)
     tools = tools_of(model, {site: text}, given=GIVEN, batch=2)
     method, plain = replace(METHODS["itd"], kept=10), images(model)
     known = Known(model, REQUEST, tools, site, text)
@@ -94,7 +83,7 @@ def test_itd_leaves_prompts_below_its_gate_bit_for_bit(model):
     assert not torch.equal(both, plain)
 
 
-def test_erase_takes_a_selection_and_refuses_that_of_another_dictionary(model, sae, tmp_path):
+def test_erase_takes_a_selection_and_refuses_that_of_another_dictionary(model, sae, dictionary, tmp_path):
     tools = tools_of(model, {SITE: sae}, given=GIVEN, batch=2)
     _, (selection,) = METHODS["sauce"].erasing(model, REQUEST, tools)
     plain = images(model)
@@ -106,6 +95,6 @@ def test_erase_takes_a_selection_and_refuses_that_of_another_dictionary(model, s
     with visae.erase(model, sae, list(selection.latents), site=SITE, factor=-5.0):
         torch.testing.assert_close(images(model), inside, rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="in a dictionary with the weights"):
-        visae.erase(model, dictionary(model.site(SITE).d, 9), selection)
+        visae.erase(model, dictionary(model.site(SITE).d, 64, seed=9), selection)
     with pytest.raises(ValueError, match="name the site"):
         visae.erase(model, sae, [1, 2])
