@@ -1,7 +1,7 @@
 """Every erasing method on every concept of the built-in world: the same prompts, the same seeds, one table."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from visae.workflows.concepts import world_task
 from visae.workflows.dictionaries import Place, dictionaries
 from visae.workflows.erase import TEXTS, run_arguments, some, training_data
 from visae.workflows.erase_field import Field, attacked_groups, erased_together
+from visae.workflows.erase_sequence import Step, erase_in_sequence, in_order, steps_table
 from visae.workflows.strength import BUDGET
 from visae.workflows.studio import JUDGE
 from visae.world.cells import DOMAINS
@@ -81,11 +82,13 @@ class EraseBench:
         lines: one for each pipeline, method and domain; of the plain pipeline, too.
         unsuitable: method and pipeline -> why it cannot work there.
         folder: with everything, image by image.
+        steps: of concepts that were erased one after another.
     """
 
     lines: list[Line]
     unsuitable: dict[str, str]
     folder: Path
+    steps: list[Step] = field(default_factory=list)
 
     def __str__(self) -> str:
         notes = [
@@ -95,7 +98,8 @@ class EraseBench:
         ]
         attacks = [cells for line in self.lines for cells in line.attacked]
         told = [text_table(ATTACKED, attacks), "", "Of the prompts that were attacked.", ""] if attacks else []
-        return "\n".join([text_table(HEAD, [line.cells for line in self.lines]), "", *told, *notes])
+        walked = [steps_table(self.steps), ""] if self.steps else []
+        return "\n".join([text_table(HEAD, [line.cells for line in self.lines]), "", *told, *walked, *notes])
 
 
 def bench_erase(
@@ -105,6 +109,7 @@ def bench_erase(
     domains: tuple[str, ...] = ("style", "shape"),
     targets: int | None = None,
     together: tuple[int, ...] = (),
+    in_sequence: int | None = None,
     tune: int = 1,
     budget: float = BUDGET,
     sae: dict[str, str] = {},  # noqa: B006 (read only)
@@ -142,6 +147,8 @@ def bench_erase(
         domains: whose values are erased, `style` and `shape`.
         targets: of each domain, evenly spaced; all if not given.
         together: also erase so many at once, shapes and styles in proportion, e.g. `--together 2 4 10` (10 is half).
+        in_sequence: also erase so many one after another, each where the earlier ones are gone already, and measure
+            after each what is gone of all so far and what is left of the rest; kept in `sequence.json`.
         tune: targets of each domain on which each method's strength is chosen; 0 takes the methods' own settings.
         budget: of harm while choosing, see `visae erase --help`.
         sae: pipeline and run on a site of its denoiser, e.g. `--sae visae:tiny-sd runs/sd`; trained if not given.
@@ -170,6 +177,7 @@ def bench_erase(
     chosen = {name: METHODS[name] for name in methods or tuple(METHODS)}
     plan = Plan(attacks, attacked, tries, gradients)
     lines: list[Line] = []
+    walked: list[Step] = []
     unsuitable: dict[str, str] = {}
     for name in pipelines:
         place, folder = Place(name, image_size, weights, device), Path(out) / name.replace("/", "_").replace(":", "-")
@@ -190,7 +198,14 @@ def bench_erase(
         lines += table_lines(name, found.outcomes, found.attacked)
         told = {method: [one.to_dict() for one in its] for method, its in found.attacked.items() if its}
         write_json(folder / "table.json", {**Table(found.outcomes).to_dict(), "attacks": told})
-    done = EraseBench(lines, unsuitable, Path(out))
+        if in_sequence is not None:
+            several = {method: strong[method, "several"] for method in chosen}
+            found = erase_in_sequence(bench, several, in_order(domains, in_sequence))
+            unsuitable |= {f"{method} on {name}": why for method, why in found.unsuitable.items()}
+            mine = [Step(name, one) for one in found.outcomes]
+            write_json(folder / "sequence.json", {"rows": [one.to_dict() for one in mine]})
+            walked += mine
+    done = EraseBench(lines, unsuitable, Path(out), walked)
     if json is not None:
         single = [line.to_dict() for line in lines if line.row.domain in DOMAINS and line.row.method != "plain"]
         write_json(json, {"rows": single})

@@ -105,11 +105,14 @@ class Field:
         """The job of erasing some concepts."""
         if (known := self.jobs.get(tuple(concepts))) is not None:
             return known
-        task: Task = world_task(concepts, self.given, self.phrasings, self.seeds)
+        made = self.job_of(world_task(concepts, self.given, self.phrasings, self.seeds))
+        return self.jobs.setdefault(tuple(concepts), made)
+
+    def job_of(self, task: Task) -> Job:
+        """The job of a task."""
         tools = acting(self.pipeline, self.saes, task, self.folder, self.batch)
         marks = {site: fingerprint(one) for site, one in self.saes.items()}
-        made = Job(self.pipeline, task, tools, self.given, self.folder, self.batch, marks, self.studios)
-        return self.jobs.setdefault(tuple(concepts), made)
+        return Job(self.pipeline, task, tools, self.given, self.folder, self.batch, marks, self.studios)
 
     def strengths(
         self, methods: Mapping[str, Method], domains: Sequence[str], targets: int | None, tune: int, budget: float
