@@ -4,6 +4,7 @@ import json
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -27,6 +28,7 @@ from visae.workflows.dictionaries import Place, default_sites
 from visae.workflows.erase_field import erased_together
 from visae.workflows.results import Results, kept_pictures
 from visae.workflows.strength import Tried, best, choose
+from visae.workflows.vocabulary import vocabulary_prompts
 from visae.world.cells import cells
 from visae.world.render import render
 from visae.world.sheet import _posed
@@ -281,9 +283,8 @@ def folder(tiny_pipelines, tmp_path_factory):
 def test_a_dictionary_is_trained_and_an_exported_erasure_draws_what_the_page_shows(folder, monkeypatch):
     module = import_module("visae.workflows.dictionaries")
     monkeypatch.setattr(module, "RECIPE", {"kind": "relu_l1", "latents": 64, "batch": 64, "workers": 0})
-    monkeypatch.setattr(
-        module.dictionaries, "__kwdefaults__", module.dictionaries.__kwdefaults__ | {"recipe": module.RECIPE}
-    )
+    monkeypatch.setattr(module, "WORDS", {})
+    monkeypatch.setattr(module, "vocabulary_prompts", partial(vocabulary_prompts, tokens=500))
     options = {"concept": "a star", "retain": str(folder / "r.txt"), "target": str(folder / "t.txt"), "steps": 2,
                "guidance": 3.0, "strength": -30.0, "settings": {"false_positives": 1.0}, "batch": 2, "turns": 0,
                "image_size": (16, 24), "device": "cpu", "report": folder / "out"}  # fmt: skip

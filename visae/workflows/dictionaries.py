@@ -24,6 +24,8 @@ RECIPE: dict[str, Any] = {
 """How dictionaries are trained where none are given; everything else is `visae train`'s default."""
 WORDS: dict[str, Any] = {"k": 4, "passes": 4.0}
 """What differs at the input of a text encoder, where a token is a word and a place and nothing else."""
+TEXT_BATCH = 64
+"""Prompts that a text encoder reads at a time, at least."""
 FOLDERS: dict[Part, str] = {"denoiser": "sae", "text": "text-sae", "words": "word-sae"}
 """Where dictionaries are kept that were trained for methods."""
 
@@ -104,17 +106,18 @@ def dictionaries(
     for part, sites in default_sites(pipeline).items():
         opened = [Run.open(path) for path in runs.get(part, ())]
         if not opened and part in needed:
-            how: dict[str, Any] = {"data": data, **{key: given.get(key) for key in ("steps", "guidance")}}
+            run = {key: given.get(key) for key in ("steps", "guidance")}
+            how: dict[str, Any] = {"data": data, "image_batch": batch, **run}
             if part != "denoiser":
-                how = {"data": texts, "collect": "text", "tokens": "text"}
+                how = {"data": texts, "collect": "text", "tokens": "text", "image_batch": max(batch, TEXT_BATCH)}
             for number, site in enumerate(sites):
                 kept = folder / (FOLDERS[part] + (f"-{number + 1}" if number else ""))
                 if part == "words":
                     spoken = [*vocabulary_prompts(pipeline, site), *said]
                     how |= {**WORDS, "data": write_prompts(kept.with_suffix(".txt"), spoken)}
                 announce(f"training a dictionary of {site} on {how['data']}, kept in {kept}")
-                opened.append(_trained(place, kept, site, {**RECIPE, **how, "image_batch": batch}))
-        found |= {run.card.site["name"]: run.sae(pipeline).to(pipeline.device).eval() for run in opened}
+                opened.append(_trained(place, kept, site, {**RECIPE, **how}))
+        found |= {one.card.site["name"]: one.sae(pipeline).to(pipeline.device).eval() for one in opened}
     return found
 
 
