@@ -62,6 +62,8 @@ def test_prompts_are_drawn_as_if_another_word_stood_in_the_concepts_place_and_ot
     erasing, selections = replace(METHODS["ours"], guard=False).erasing(model, REQUEST, tools)
     assert [one.latents for one in selections] == [(6,)] * len(tools.word_sites)
     assert all(one.coverage == 1.0 for one in selections)
+    assert all(one.chosen_on["words"] == ["star"] for one in selections)
+    assert len({one.chosen_on["instead"] for one in selections} & {"square", "circle"}) == 1
     told = images(model, "a star on red", "a square on red", "a circle on red", "a square on blue")
     with erasing:
         without = images(model, "a star on red", "a square on blue")

@@ -215,14 +215,19 @@ def token_ids(stream: Stream, content: bool) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
+def tokenizer_of(pipeline: AdaptedPipeline, site: str | Site) -> Any:
+    """The tokenizer of a site's text encoder."""
+    part = pipeline.site(site).path.partition(".")[0]
+    return getattr(pipeline.pipe, part.replace("text_encoder", "tokenizer"))
+
+
 def content_tokens(ids: Tensor, stream: Stream) -> Tensor:
     """Which tokens `[n, t]` (bool) belong to the prompts: not the first special one, and nothing after the end.
 
     The token that ends the prompt counts: encoders that read from left to right gather the prompt in it. Where nothing
     would be left, all do.
     """
-    part = stream.site.path.partition(".")[0]
-    tokenizer = getattr(stream.model.pipe, part.replace("text_encoder", "tokenizer"))  # type: ignore[union-attr]
+    tokenizer = tokenizer_of(cast(AdaptedPipeline, stream.model), stream.site)
     end, pad, begin = tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id
     keep = torch.ones_like(ids, dtype=torch.bool)
     if pad is not None and pad != end:

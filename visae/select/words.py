@@ -8,6 +8,7 @@ from torch import Tensor
 
 from visae.pipelines import AdaptedPipeline
 from visae.sae import Dictionary
+from visae.select.collecting import tokenizer_of
 from visae.select.concept import select_concept
 from visae.select.prompt_tokens import PromptTokens, prompt_tokens
 from visae.select.selection import Selection
@@ -25,7 +26,8 @@ class Words:
     """What names a concept at the input of a text encoder, and what does not.
 
     Attributes:
-        selection: latents that fire at these words and at no others, with thresholds midway.
+        selection: latents that fire at these words and at no others, with thresholds midway; `chosen_on` spells the
+            words and the one in their place.
         named: numbers of the concept's words in the vocabulary.
         instead: number of the word that can stand in their place.
         tokens: `[T, d]` that word at every place of a prompt.
@@ -87,7 +89,6 @@ def select_words(
     scores, limits = _margins(sae, of, named)
     chosen = select_concept(target, retain, scores=scores[None], top_m=int((scores > -torch.inf).sum()),
                             score="word_margin", concept=concept)  # fmt: skip
-    selection = replace(chosen, thresholds=tuple(float(limits[latent]) for latent in chosen.latents))
     words, places = word_vectors(list(of.values()))
     offers = [sorted(some - spoken["target"]) for some in _only(of["without"], of["with"])]
     others = sorted(set().union(*offers)) or sorted(spoken["retain"] - spoken["target"])
@@ -96,8 +97,18 @@ def select_words(
         raise ValueError("no word is left to stand in the concept's place: give retain prompts with other words")
     vectors = torch.stack([words[word] for word in offered])
     instead = offered[int((vectors - vectors.mean(0)).square().sum(1).argmin())]
+    told = {"words": _spelled(pipeline, site, sorted(named)), "instead": _spelled(pipeline, site, [instead])[0]}
+    selection = replace(
+        chosen, thresholds=tuple(float(limits[one]) for one in chosen.latents), chosen_on=chosen.chosen_on | told
+    )
     place = next((number for number, some in enumerate(offers) if instead in some), -1)
     return Words(selection, tuple(sorted(named)), instead, words[instead] + places, place)
+
+
+def _spelled(pipeline: AdaptedPipeline, site: str, numbers: Sequence[int]) -> list[str]:
+    """Words of the vocabulary as people write them."""
+    tokenizer = tokenizer_of(pipeline, site)
+    return [tokenizer.decode([number]).strip() for number in numbers]
 
 
 def _only(some: PromptTokens, others: PromptTokens) -> list[set[int]]:

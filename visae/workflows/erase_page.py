@@ -164,6 +164,7 @@ def latents(story: Story, selection: Selection, file: Path) -> Section:
     text = [
         f"Chosen by {selection.score} at {selection.site}, on tuning prompts; coverage {caught} of those with the "
         "concept. Means are over tokens, at the noise levels where a latent counts.",
+        *_words(selection),
         *([f"The first {LISTED} of {len(selection.latents)} latents."] if len(selection.latents) > LISTED else []),
     ]
     head = ["latent", "score", "threshold", "mean with the concept", "mean without", "noise levels"]
@@ -174,6 +175,16 @@ def latents(story: Story, selection: Selection, file: Path) -> Section:
         heat(story, site, selection, file)
         pictures.append(Picture.of(file, "plain test pictures, and the largest value over all steps of each latent"))
     return Section(f"The latents of {selection.name}", text, head, rows, pictures)
+
+
+def _words(selection: Selection) -> list[str]:
+    """Of latents that were selected for words."""
+    known = selection.chosen_on
+    if "words" not in known:
+        return []
+    return [
+        f"They tell the words {', '.join(known['words'])} from all others; in their place stands {known['instead']}."
+    ]
 
 
 def heat(story: Story, site: EditedSite, selection: Selection, file: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from visae.pipelines import AdaptedPipeline
+from visae.select.collecting import tokenizer_of
 
 TOKENS = 60_000
 """Tokens to train on, at least; words are said again, at other places, until there are so many."""
@@ -21,7 +22,7 @@ def vocabulary_prompts(pipeline: AdaptedPipeline, site: str, seed: int = 0, toke
         tokens: how many they have together, at least; padding counts.
     """
     known = pipeline.site(site)
-    tokenizer = getattr(pipeline.pipe, known.path.partition(".")[0].replace("text_encoder", "tokenizer"))
+    tokenizer = tokenizer_of(pipeline, known)
     special = set(tokenizer.all_special_ids)
     spoken = (tokenizer.decode([i]).strip() for i in range(len(tokenizer)) if i not in special)
     words = list(dict.fromkeys(word for word in spoken if word.isalpha()))
