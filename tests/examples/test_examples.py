@@ -69,7 +69,7 @@ def test_diffusion_over_time_trains_draws_strips_and_asks_what_blocks_do(tiny_pi
     ("script", "name", "sites", "method"),
     [
         ("erase_sd15.py", "sd", ("--text-site", "text_encoder.encoder.layers.1"), "sauce"),
-        ("erase_flux.py", "flux", ("--layer", 1, "--text-layer", 0), "sauce"),
+        ("erase_flux.py", "flux", ("--layer", 1, "--text-layer", 0), "steerers"),
     ],
 )
 def test_a_concept_is_erased_reported_and_gone_from_a_plain_pipeline(

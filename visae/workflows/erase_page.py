@@ -156,7 +156,7 @@ def latents(story: Story, selection: Selection, file: Path) -> Section:
     rows = []
     for place, latent in enumerate(selection.latents[:LISTED]):
         levels = facts["active"][:, place] if "active" in facts else None
-        means = [float(facts[name][levels, place].mean()) if levels is not None else None
+        means = [float(facts[name][levels, place].mean()) if levels is not None and name in facts else None
                  for name in ("target", "retain")]  # fmt: skip
         counted = None if levels is None else f"{int(levels.sum())} of {len(levels)}"
         rows.append([latent, selection.scores[place], selection.thresholds[place], *means, counted])
