@@ -173,6 +173,11 @@ def test_tokens_with_the_concept_give_way_to_the_mean_of_the_others(moment):
         assert torch.equal(found[r][~hit], torch.zeros_like(found[r][~hit]))
     given = replace_tokens([2], middle, LEVELS, torch.stack([torch.zeros(8), torch.ones(8)])).delta(moment, memory())
     torch.testing.assert_close((moment.x + given)[f > middle], torch.full((int((f > middle).sum()), 8), 0.5))
+    placed = torch.arange(9.0)[None, :, None].expand(1, 9, 8)  # more places than there are tokens
+    given = replace_tokens([2], middle, torch.ones(1), placed).delta(moment, memory())
+    torch.testing.assert_close((moment.x + given)[f > middle], placed[0, :6].expand(4, 6, 8)[f > middle])
+    with pytest.raises(ValueError, match="knows what to put at 5 places, and there are 6"):
+        replace_tokens([2], middle, torch.ones(1), placed[:, :5]).delta(moment, memory())
 
 
 def test_places_multiply_and_reach_single_latents(moment):

@@ -242,7 +242,7 @@ class Replace(Change):
         f, x = moment.values(self.latents), moment.x
         found = exceeds(looked_at(f), f.new_tensor(self.thresholds)).amax(-1, keepdim=True)
         if self.levels is not None and self.tokens is not None:
-            other = at_level(self.levels, self.tokens, moment.level(self.levels)).to(x).expand_as(x)
+            other = self._instead(at_level(self.levels, self.tokens, moment.level(self.levels)).to(x), x)
         else:
             rest = 1 - found.detach()
             count = rest.sum(1, keepdim=True)
@@ -250,3 +250,13 @@ class Replace(Change):
             other = torch.where(count > 0, mean, moment.sae.mean.to(x)).expand_as(x)
         changed = (other - x) * found
         return changed if mask is None else changed * mask.amax(-1, keepdim=True)
+
+    @staticmethod
+    def _instead(other: Tensor, x: Tensor) -> Tensor:
+        """A token, or one for every place, at the places there are: text encoders are given prompts of any length."""
+        if other.ndim == 2 and len(other) < x.shape[1]:
+            raise ValueError(
+                f"this edit knows what to put at {len(other)} places, and there are {x.shape[1]}: prompts are padded "
+                "to more tokens than when it was made"
+            )
+        return (other if other.ndim == 1 else other[: x.shape[1]]).expand_as(x)
