@@ -37,6 +37,8 @@ RECIPE: dict[str, Any] = {
     "image_batch": 16,
 }
 """What the demo trains; everything else is `visae train`'s default."""
+BESIDE = 0.2
+"""Share of the prompts that other sites are trained on."""
 LOSSES = 16
 """Prompts on which the denoiser's loss is measured."""
 
@@ -80,7 +82,7 @@ def demo_diffusion(
 
     Args:
         out: folder for the page and the numbers.
-        prompts: images that are made for training; other sites, which stand beside, get half of them.
+        prompts: images that are made for training; other sites, which stand beside, get a fifth of them.
         test: held-out prompts that are drawn with and without reconstructions.
         seed: of the dictionary.
     """
@@ -89,7 +91,7 @@ def demo_diffusion(
     places = []
     for site in (SITE, *OTHER_SITES):
         own = site == SITE
-        folder, passes, n = (out, 1.0, test) if own else (out / "sites" / site, 0.5, max(1, test // 3))
+        folder, passes, n = (out, 1.0, test) if own else (out / "sites" / site, BESIDE, max(1, test // 6))
         run = train(folder, site=site, data=data, seed=seed, passes=passes, **RECIPE)
         places.append(Place(site, run.metrics, preserved(run.run.folder, n=n, n_losses=LOSSES)))
     opened = Run.open(out)
