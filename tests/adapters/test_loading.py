@@ -218,7 +218,7 @@ def test_the_table_of_sites_names_path_kind_shape_and_tokens(tiny):
 def test_models_are_listed_by_pattern_and_family():
     assert "timm:vit_base_patch14_dinov2" in models("vit_*dinov2*", "timm")
     assert "open_clip:ViT-B-32/laion2b_s34b_b79k" in models("ViT-B-32/*")
-    assert models(family="visae") == ["visae:tiny-clip", "visae:tiny-vit", "visae:tiny-sd"]
+    assert models(family="visae") == ["visae:tiny-clip", "visae:tiny-vit", "visae:tiny-sd", "visae:tiny-dit"]
     assert {"transformers:clip", "transformers:dinov3_vit", "transformers:siglip2"} <= set(models("transformers:*"))
     assert len(models()) > 1500
 
