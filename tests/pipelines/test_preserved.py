@@ -22,7 +22,7 @@ pytestmark = [
 class Copy:
     """A dictionary that gives back what it gets, plus `error` times a fixed direction."""
 
-    needs = ()
+    needs = needs_to_encode = ()
 
     def __init__(self, d, error=0.0):
         self.mean = torch.zeros(d)

@@ -215,10 +215,9 @@ def token_ids(stream: Stream, content: bool) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def tokenizer_of(pipeline: AdaptedPipeline, site: str | Site) -> Any:
-    """The tokenizer of a site's text encoder."""
-    part = pipeline.site(site).path.partition(".")[0]
-    return getattr(pipeline.pipe, part.replace("text_encoder", "tokenizer"))
+def tokenizer_of(pipe: Any, path: str) -> Any:
+    """The tokenizer of a pipeline's text encoder, in which a site has this path."""
+    return getattr(pipe, path.partition(".")[0].replace("text_encoder", "tokenizer"))
 
 
 def content_tokens(ids: Tensor, stream: Stream) -> Tensor:
@@ -227,7 +226,7 @@ def content_tokens(ids: Tensor, stream: Stream) -> Tensor:
     The token that ends the prompt counts: encoders that read from left to right gather the prompt in it. Where nothing
     would be left, all do.
     """
-    tokenizer = tokenizer_of(cast(AdaptedPipeline, stream.model), stream.site)
+    tokenizer = tokenizer_of(cast(AdaptedPipeline, stream.model).pipe, stream.site.path)
     end, pad, begin = tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id
     keep = torch.ones_like(ids, dtype=torch.bool)
     if pad is not None and pad != end:

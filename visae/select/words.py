@@ -107,7 +107,7 @@ def select_words(
 
 def _spelled(pipeline: AdaptedPipeline, site: str, numbers: Sequence[int]) -> list[str]:
     """Words of the vocabulary as people write them."""
-    tokenizer = tokenizer_of(pipeline, site)
+    tokenizer = tokenizer_of(pipeline.pipe, pipeline.site(site).path)
     return [tokenizer.decode([number]).strip() for number in numbers]
 
 

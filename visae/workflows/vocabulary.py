@@ -22,7 +22,7 @@ def vocabulary_prompts(pipeline: AdaptedPipeline, site: str, seed: int = 0, toke
         tokens: how many they have together, at least; padding counts.
     """
     known = pipeline.site(site)
-    tokenizer = tokenizer_of(pipeline, known)
+    tokenizer = tokenizer_of(pipeline.pipe, known.path)
     special = set(tokenizer.all_special_ids)
     spoken = (tokenizer.decode([i]).strip() for i in range(len(tokenizer)) if i not in special)
     words = list(dict.fromkeys(word for word in spoken if word.isalpha()))
