@@ -13,7 +13,7 @@ What is different from Stable Diffusion (`erase_sd15.py`):
 - Guidance is distilled into the weights: the transformer is called once a step, for the prompt alone. There is no
   negative prompt, so methods that need one (`negative_prompt`, `sld`) refuse, and an edit has no other branch.
 - There are two text encoders. CLIP gives one vector for the whole prompt, T5 the tokens that the transformer reads:
-  words are edited in T5, at its 23rd layer as in Concept Steerers.
+  `itd` and `steerers` edit T5 at its 23rd layer, as in Concept Steerers; `ours` replaces words at the inputs of both.
 - A block of the transformer carries text and image tokens; the dictionary is of the image's.
 
 | model | weights | GPU memory | steps | guidance |
@@ -25,16 +25,15 @@ Stopped at any moment, the same command goes on where it was; the next concept u
 """
 
 import gc
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
 from diffusers import FluxPipeline
-from PIL import Image
+from erase_sd15 import draw  # beside this file: plain diffusers, but for one line
 
-import visae
+from visae.erasers import METHODS
 from visae.workflows import erase, train
 from visae.workflows.strength import BUDGET
 
@@ -71,7 +70,7 @@ def main(
     device: str = "cuda",
     offload: bool = False,
 ) -> None:
-    """Train dictionaries of the transformer and of T5, erase a concept, report, and draw from the export.
+    """Train the dictionaries that a method needs (or take those that are there), erase, report, draw from the export.
 
     Args:
         concept: in words, as a prompt would say it.
@@ -108,11 +107,12 @@ def main(
     scale = usual_guidance if guidance is None else guidance
     common = {"model": f"diffusers:{name}", "image_size": size, "weights": weights, "device": device}
     shape = {"kind": "batch_topk", "expansion": expansion, "k": k}
-    if sae is None:
+    needs = METHODS[method].needs
+    if sae is None and "denoiser" in needs:
         sae = out / variant / "transformer"
         print(train(sae, site=f"transformer.transformer_blocks.{layer}", data=f"{prompts}?n={images}", steps=count,
                     guidance=scale, per_image=per_image, image_batch=batch, **shape, **common))  # fmt: skip
-    if text_sae is None:
+    if text_sae is None and "text" in needs:
         text_sae = out / variant / "t5"
         print(train(text_sae, site=f"text_encoder_2.encoder.block.{text_layer}", data=prompts, collect="text",
                     tokens="text", image_batch=16, **shape, **common))  # fmt: skip
@@ -137,22 +137,6 @@ def main(
     sheet = draw(pipe, exported, texts, size, num_inference_steps=count, guidance_scale=scale)
     sheet.save(folder / "drawn.png")
     print(f"above as FLUX draws, below with {concept} erased: {folder / 'drawn.png'}")
-
-
-def draw(
-    pipe: FluxPipeline, erasure: str, prompts: Sequence[str], size: tuple[int, int], **options: float
-) -> Image.Image:
-    """Plain diffusers, but for one line: prompts from the same seeds without the erasure (above) and with it."""
-    erasing = visae.load_erasure(erasure, pipe).install()
-    height, width = size
-    sheet = Image.new("RGB", (width * len(prompts), 2 * height))
-    for row, erasing.on in enumerate((False, True)):
-        for column, prompt in enumerate(prompts):
-            seed = torch.Generator("cpu").manual_seed(column)
-            made = pipe(prompt, height=height, width=width, generator=seed, **options)
-            sheet.paste(made.images[0], (column * width, row * height))
-    erasing.remove()
-    return sheet
 
 
 if __name__ == "__main__":

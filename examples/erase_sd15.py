@@ -11,7 +11,8 @@ strongly to erase, a third is reported. Hundreds make an honest report.
 | what | where | made of |
 |---|---|---|
 | dictionary of the U-Net | first decoder block with attention at 16 x 16, as in SAeUron | images, at all their steps |
-| dictionary of the text encoder | ninth layer, as in Interpret-then-Deactivate | texts alone |
+| dictionary of the text encoder, for `itd`, `steerers` | ninth layer, as in Interpret-then-Deactivate | texts |
+| dictionary of words, for `ours` | input of the text encoder | every word of the vocabulary |
 | report | `index.html` in the folder of the concept | the same seeds with and without |
 | export | `erasure` in the folder of the concept | what `draw` loads with one line |
 
@@ -30,6 +31,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 import visae
+from visae.erasers import METHODS
 from visae.workflows import erase, train
 from visae.workflows.strength import BUDGET
 
@@ -64,7 +66,7 @@ def main(
     device: str = "cuda",
     offload: bool = False,
 ) -> None:
-    """Train two dictionaries (or take those that are there), erase a concept, report, and draw from the export.
+    """Train the dictionaries that a method needs (or take those that are there), erase, report, draw from the export.
 
     Args:
         concept: in words, as a prompt would say it.
@@ -97,11 +99,12 @@ def main(
     """
     common = {"model": f"diffusers:{model}", "image_size": size, "weights": weights, "device": device}
     shape = {"kind": "batch_topk", "expansion": expansion, "k": k}
-    if sae is None:
+    needs = METHODS[method].needs
+    if sae is None and "denoiser" in needs:
         sae = out / "unet"
         print(train(sae, site=site, data=f"{prompts}?n={images}", per_image=per_image, steps=steps, guidance=guidance,
                     image_batch=batch, **shape, **common))  # fmt: skip
-    if text_sae is None:
+    if text_sae is None and "text" in needs:
         text_sae = out / "text"
         print(train(text_sae, site=text_site, data=prompts, collect="text", tokens="text", image_batch=64, **shape,
                     **common))  # fmt: skip

@@ -138,8 +138,11 @@ class CodeMethod(Method):
         known = Known(pipeline, request, tools, site, tools.sae(site))
         selection = self.select(known)
         edits = tuple(self.edits(known, selection))
-        about = {"concept": request.concept, "method": type(self).__name__, "settings": self.settings}
-        return Erasing(pipeline, [EditedSite(known.sae, site, edits)], about), [selection]
+        return Erasing(pipeline, [EditedSite(known.sae, site, edits)], self.about(request)), [selection]
+
+    def about(self, request: Request) -> dict[str, Any]:
+        """What an export tells of the edits."""
+        return {"concept": request.concept, "method": type(self).__name__, "settings": self.settings}
 
     def build(self, pipeline: AdaptedPipeline, request: Request, tools: Tools) -> Erasure:
         """See `Method.build`; needs target and retain prompts, a site, its dictionary and statistics."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from visae.edit import Edit, EditedSite, Erasing, ShareGate, StrengthGate, replace_tokens, scale
-from visae.erasers.base import METHODS, Part, Request, Tools
+from visae.erasers.base import METHODS, Part, Request, Tools, Unsuitable
 from visae.erasers.codes import CodeMethod, Known
 from visae.pipelines import AdaptedPipeline
 from visae.select.selection import Selection
@@ -48,7 +48,7 @@ class Ours(CodeMethod):
         return frozenset(part for part, used in parts.items() if used)
 
     def erasing(self, pipeline: AdaptedPipeline, request: Request, tools: Tools) -> tuple[Erasing, list[Selection]]:
-        """See `CodeMethod.erasing`."""
+        """See `CodeMethod.erasing`; without a guard, a concept that has no words of its own is refused."""
         sites: list[EditedSite] = []
         selections: list[Selection] = []
         pair = -1
@@ -64,11 +64,12 @@ class Ours(CodeMethod):
             sites.append(EditedSite(known.sae, site, (_replaced(words),)))
             selections.append(words.selection)
             pair = words.pair if pair < 0 else pair
-        if self.guard or not sites:
+        if self.guard:
             guarded, chosen = super().erasing(pipeline, request, tools)
             sites, selections = [*sites, *guarded.sites], [*selections, *chosen]
-        about = {"concept": request.concept, "method": type(self).__name__, "settings": self.settings}
-        return Erasing(pipeline, sites, about), selections
+        if not sites:
+            raise Unsuitable(f"no words of {request.concept!r} can be replaced, and the guard is switched off")
+        return Erasing(pipeline, sites, self.about(request)), selections
 
     def edits(self, known: Known, selection: Selection) -> Sequence[Edit]:
         """The guard."""

@@ -148,11 +148,10 @@ def word_vectors(seen: Sequence[PromptTokens]) -> tuple[dict[int, Tensor], Tenso
     Returns:
         Vectors `[d]` of words by number, and `[T, d]` of places; where no word was seen, the mean of the others.
     """
-    kept = list(seen)
-    ids = torch.cat([one.ids[one.content] for one in kept])
-    x = torch.cat([one.x[one.content] for one in kept])
-    t = kept[0].ids.shape[1]
-    place = torch.cat([torch.arange(t).expand_as(one.ids)[one.content] for one in kept])
+    ids = torch.cat([one.ids[one.content] for one in seen])
+    x = torch.cat([one.x[one.content] for one in seen])
+    t = seen[0].ids.shape[1]
+    place = torch.cat([torch.arange(t).expand_as(one.ids)[one.content] for one in seen])
     known, word = ids.unique(return_inverse=True)
     words, places = x.new_zeros(len(known), x.shape[1]), x.new_zeros(t, x.shape[1])
     for _ in range(FIT_ROUNDS):

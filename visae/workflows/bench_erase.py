@@ -21,7 +21,7 @@ from visae.workflows.erase_field import Field, attacked_groups, erased_together
 from visae.workflows.erase_sequence import Step, erase_in_sequence, in_order, steps_table
 from visae.workflows.strength import BUDGET
 from visae.workflows.studio import JUDGE
-from visae.world.cells import DOMAINS
+from visae.world.cells import DOMAINS, cells
 
 HEAD = ("pipeline", "method", "domain", "targets", "mean of 3", "UA", "IRA", "CRA", "kept - plain", "gate FPR",
         "UA attacked", "time added")  # fmt: skip
@@ -189,7 +189,7 @@ def bench_erase(
         saes = dictionaries(
             place, pipeline, chosen.values(), folder, runs={"denoiser": some(own), "text": some(text)},
             data=training_data(first, folder, images), texts=training_data(first, folder, TEXTS),
-            said=[one.text for one in first.tuned_on], given=given, batch=batch,
+            said=[one.text for one in cells("train", phrasings).items], given=given, batch=batch,
         )  # fmt: skip
         bench = Field(pipeline, saes, given, folder, batch, phrasings, seeds, turns)
         strong = bench.strengths(chosen, domains, targets, tune, budget)

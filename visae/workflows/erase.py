@@ -142,7 +142,7 @@ def erase(
         text_sae: a run on a site of the text encoder, likewise.
         word_sae: runs on the inputs of the text encoders, likewise.
         data: prompts that such dictionaries are trained on; captions of the built-in world for its concepts, else the
-            tuning prompts.
+            tuning prompts. Those at inputs of text encoders see every word of the vocabulary and the tuning prompts.
         images: how many captions of the built-in world that is.
         pictures: at most so many validation, and test, prompts, half of them with the concept; all if not given.
         phrasings: texts of every shape in every style.
