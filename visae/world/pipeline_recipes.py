@@ -181,7 +181,7 @@ def tiny_dit() -> PipelineRecipe:
     return PipelineRecipe(
         "tiny-dit",
         {"denoiser": transformer, "scheduler": scheduler, "text_encoder": text_encoder},
-        steps=19_500,
+        steps=27_000,
         batch=32,
         lr=1e-3,
         warmup=500,
