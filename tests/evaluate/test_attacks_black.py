@@ -208,6 +208,7 @@ SCHEDULERS = {
     "ddim": lambda: diffusers.DDIMScheduler(clip_sample=False, steps_offset=1),
     "euler": lambda: diffusers.EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1),
     "dpm++": lambda: diffusers.DPMSolverMultistepScheduler(),
+    "unipc": lambda: diffusers.UniPCMultistepScheduler(solver_order=3, timestep_spacing="trailing"),
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from safetensors.torch import load_file
 from scipy import ndimage
 from torch.nn import functional
@@ -197,7 +197,8 @@ def test_going_back_along_the_velocity_gives_the_latent(
         kept = scheduler.alphas_cumprod[times].view(-1, 1, 1, 1)
         back = kept.sqrt() * noised - (1 - kept).sqrt() * velocity
         assert scheduler.alphas_cumprod[-1] < 1e-6, "at the last step nothing of the image may show"
-        torch.testing.assert_close(velocity, scheduler.get_velocity(clean, noise, times))
+        told = DDIMScheduler.from_config(scheduler.config).get_velocity(clean, noise, times)
+        torch.testing.assert_close(velocity, told)
     else:
         back = noised - times.view(-1, 1, 1, 1) / 1000 * velocity
     torch.testing.assert_close(back, clean, atol=1e-4, rtol=1e-4)

@@ -122,13 +122,14 @@ def tiny_sd() -> PipelineRecipe:
     }
     # The cosine schedule ends at a signal of 5e-5: with Stable Diffusion's own, which ends at 0.07, the last step still
     # shows how bright an image is, generation starts from noise that says "grey", and dark backgrounds collapse.
+    # UniPC (Zhao et al., 2023), because its 20 steps get more styles right than those of DDIM and of DPM-Solver++.
     scheduler = {
         "num_train_timesteps": 1000,
         "beta_schedule": "squaredcos_cap_v2",
         "prediction_type": "v_prediction",
         "timestep_spacing": "trailing",
-        "clip_sample": False,
-        "steps_offset": 1,
+        "steps_offset": 1,  # says nothing here, but diffusers warns of any other
+        "solver_order": 3,
     }
     return PipelineRecipe(
         "tiny-sd",
@@ -144,7 +145,7 @@ def tiny_sd() -> PipelineRecipe:
         classes={
             "pipeline": "StableDiffusionPipeline",
             "denoiser": "UNet2DConditionModel",
-            "scheduler": "DDIMScheduler",
+            "scheduler": "UniPCMultistepScheduler",
             "text_encoder": "CLIPTextModel",
             "tokenizer": "CLIPTokenizer",
         },
