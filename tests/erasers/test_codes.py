@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -81,6 +82,20 @@ def test_itd_leaves_prompts_below_its_gate_bit_for_bit(model, dictionary):
         both = images(model)
     assert editing.opened().all()
     assert not torch.equal(both, plain)
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["apart", "not apart"])
+def test_the_guard_opens_midway_between_retain_and_target_prompts_and_never_below_all_retain_ones(model, sae, swapped):
+    request = replace(REQUEST, target=REQUEST.retain, retain=REQUEST.target) if swapped else REQUEST
+    tools = tools_of(model, {SITE: sae}, given=GIVEN, batch=2)
+    known, method = Known(model, request, tools, SITE, sae), METHODS["ours"]
+    (edit,) = method.edits(
+        known, method.select(known) if not swapped else method.select(replace(known, request=REQUEST))
+    )
+    retain, target = (known.scores(edit, which) for which in ("retain", "target"))
+    middle = (retain.max() + np.median(target)) / 2
+    assert (middle > retain.max()) is not swapped
+    assert edit.gate.threshold == pytest.approx(max(retain.max(), middle))
 
 
 def test_erase_takes_a_selection_and_refuses_that_of_another_dictionary(model, sae, dictionary, tmp_path):

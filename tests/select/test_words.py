@@ -88,6 +88,26 @@ def test_words_that_retain_prompts_use_are_not_the_concepts_and_a_concept_withou
         words((("a red star", "a square"),), ("a red star",), ("a red star", "a square"))
 
 
+def test_a_word_that_says_it_all_stands_in_sooner_than_one_of_several(spoken):
+    model, tools = spoken
+    site = tools.word_sites[0]
+
+    def instead(*pairs):
+        both = (tools.statistics(site, texts, 0) for texts in (("a star",), ("a red square", "blue circle")))
+        return select_words(model, tools.sae(site), site, pairs, *both).selection.chosen_on["instead"]
+
+    assert instead(("a star", "a red circle"), ("a star", "a square")) == "square"
+    assert instead(("a star", "a red circle")) in ("red", "circle")
+
+
+def test_what_prompts_of_other_erased_concepts_say_is_no_word_of_this_one(spoken):
+    model, tools = spoken
+    asked = Request("star", ("a blue star",), ("a circle",), (("a blue star", "a square"),), given=GIVEN)
+    for others, words in ((), {"blue", "star"}), (("a blue square",), {"star"}):
+        _, selections = replace(METHODS["ours"], guard=False).erasing(model, replace(asked, others=others), tools)
+        assert all(set(one.chosen_on["words"]) == words for one in selections)
+
+
 def test_the_fit_parts_words_from_places_and_says_the_mean_where_nothing_was_seen():
     torch.manual_seed(0)
     words, places = torch.randn(7, 5), torch.randn(9, 5)

@@ -7,6 +7,7 @@ import pytest
 from visae.data import load_prompts
 from visae.data.prompts import PARTS, part_of_text
 from visae.registry import UnknownName
+from visae.workflows.concepts import world_task
 from visae.world.cells import FIRST_SEED, cells
 from visae.world.factors import COLOURS, SHAPES, STYLES
 from visae.world.lexicon import ADJECTIVES, NOUNS, PHRASES
@@ -105,6 +106,19 @@ def test_what_is_tuned_on_knows_nothing_of_the_test_and_pairs_differ_in_the_conc
     left = {"style": 8, "shape": 12}
     others = [left[f] - sum(g == f for g, _ in concepts) for f, _ in concepts]
     assert len(found.pairs) == 2 * sum(others)
+
+
+def test_no_concept_stands_in_for_another_that_is_erased_along_with_it():
+    joint = [("shape", "star"), ("shape", "ring"), ("style", "flat")]
+    task = world_task(joint, {})
+    for concept, request in zip(joint, task.requests, strict=True):
+        assert len(request.pairs) == (7 if concept == ("style", "flat") else 10)
+        assert set(request.others) == set(task.request.target) - set(request.target) != set()
+        seconds = [f" {second} " for _, second in request.pairs]
+        gone = [word for f, name in joint if f == concept[0] for told in (NOUNS, ADJECTIVES)
+                for word in told.get(f, {}).get(name, ())]  # fmt: skip
+        assert gone
+        assert not [second for second in seconds for word in gone if f" {word} " in second]
 
 
 def test_nothing_is_tuned_on_test_prompts_or_on_what_does_not_exist():

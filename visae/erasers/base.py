@@ -27,6 +27,7 @@ class Request:
         target: tuning prompts that ask for the concept.
         retain: tuning prompts that do not.
         pairs: prompts with the concept, and each the same without it.
+        others: tuning prompts that ask for concepts which are erased along with this one, and not for this one.
         seed: of everything that is drawn while a method is tuned.
         given: arguments of `AdaptedPipeline.generate` in tuning runs, e.g. `{"steps": 20}`.
     """
@@ -35,6 +36,7 @@ class Request:
     target: tuple[str, ...] = ()
     retain: tuple[str, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
+    others: tuple[str, ...] = ()
     seed: int = 0
     given: Mapping[str, Any] = field(default_factory=dict)
 

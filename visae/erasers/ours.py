@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from visae.edit import Edit, EditedSite, Erasing, ShareGate, StrengthGate, replace_tokens, scale
@@ -25,7 +26,8 @@ class Ours(CodeMethod):
     Guard: what reaches the image by other ways is met in the denoiser: `f' = factor f` on both branches for the latents
     of the best F1 over all noise levels. Its gate sums their values in a token, each divided by its mean largest value
     on target prompts, and opens for an image from the step on at which a token exceeds what the given share of retain
-    prompts reach.
+    prompts reach, and half of what is left from there to the median of target prompts: the more concepts are erased at
+    once, the fewer prompts are left to learn from what is harmless.
 
     Attributes:
         factor: of the guard, below 0 to push away.
@@ -75,14 +77,17 @@ class Ours(CodeMethod):
         """The guard."""
         tops = known.target.largest[:, :, list(selection.latents)].float().amax(1).mean(0)
         gate = StrengthGate(weights=tuple((1 / tops.clamp(min=1e-6)).tolist()))
-        edit = scale(selection.latents, self.factor)
-        return (known.gated(edit.whether(gate), self.false_positives),)
+        edit = known.gated(scale(selection.latents, self.factor).whether(gate), self.false_positives)
+        assert edit.gate is not None
+        middle = (edit.gate.threshold + float(np.median(known.scores(edit, "target")))) / 2
+        return (edit.whether(replace(edit.gate, threshold=max(edit.gate.threshold, middle))),)
 
 
 def _with_pairs(request: Request) -> Request:
-    """The request with the prompts of its pairs among the others."""
+    """The request with all prompts that tell which words are its own: those of pairs, and of other concepts."""
     first, second = (tuple(text for pair in request.pairs if (text := pair[side])) for side in (0, 1))
-    target, retain = dict.fromkeys((*request.target, *first)), dict.fromkeys((*request.retain, *second))
+    target = dict.fromkeys((*request.target, *first))
+    retain = dict.fromkeys((*request.retain, *second, *request.others))
     return replace(request, target=tuple(target), retain=tuple(retain))
 
 

@@ -56,7 +56,8 @@ def select_words(
 
     A word names the concept if it stands in the first prompt of a pair, not in the second, and in no retain prompt.
     For each, the latent is taken whose smallest value there exceeds its largest value on retain prompts by the largest
-    ratio. The word in their place is, of those that pairs offer, the one that is nearest to the mean of all.
+    ratio. The word in their place is, of those that pairs offer (those where one word says it all, if there are any),
+    the one that is nearest to the mean of all.
 
     Meant for the input of a text encoder, where a token is a word at a place (`x = word + place`) and attention has not
     yet carried it to others.
@@ -91,7 +92,9 @@ def select_words(
                             score="word_margin", concept=concept)  # fmt: skip
     words, places = word_vectors(list(of.values()))
     offers = [sorted(some - spoken["target"]) for some in _only(of["without"], of["with"])]
-    others = sorted(set().union(*offers)) or sorted(spoken["retain"] - spoken["target"])
+    # Of "corner piece", neither word says on its own what both say.
+    alone = [some for some in offers if len(some) == 1] or offers
+    others = sorted(set().union(*alone)) or sorted(spoken["retain"] - spoken["target"])
     offered = (offers[pair] if pair >= 0 else []) or others
     if not offered:
         raise ValueError("no word is left to stand in the concept's place: give retain prompts with other words")

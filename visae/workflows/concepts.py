@@ -116,14 +116,15 @@ def world_task(concepts: Sequence[Concept], given: Mapping[str, Any], phrasings:
     """
     joint, known = tuple(concepts), dict(given)
     whole = tuning(joint, "train", phrasings)
-    parts = [whole] if len(joint) == 1 else [tuning([one], "train", phrasings) for one in joint]
+    parts = [whole] if len(joint) == 1 else [tuning([one], "train", phrasings, joint) for one in joint]
     # What leaves a factor open may show the concept by chance.
     kept = [one for one in whole.retain if all(factor in one.labels for factor, _ in joint)]
     retain = tuple(one.text for one in kept)
 
     def request(told: Any) -> Request:
         target = tuple(one.text for one in told.target)
-        return Request(told.words, target, retain, tuple(told.pairs), FIRST_SEED["train"], known)
+        others = tuple(one.text for one in whole.target if one.text not in target)
+        return Request(told.words, target, retain, tuple(told.pairs), others, FIRST_SEED["train"], known)
 
     return Task(
         joint, request(whole), tuple(map(request, parts)), [*whole.target, *kept], cells("validation", phrasings).items,
@@ -189,7 +190,7 @@ def free_task(
                 parts[part].append(Prompt(text, seed, f"{label}/{seed}", {"concept": (label,)}, text))
     learn = {label: tuple(dict.fromkeys(p.text for p in parts["train"] if p.labels["concept"] == (label,)))
              for label in (concept, "other")}  # fmt: skip
-    request = Request(concept, learn[concept], learn["other"], ((concept, ""),), FIRST_SEED["train"], dict(given))
+    request = Request(concept, learn[concept], learn["other"], ((concept, ""),), (), FIRST_SEED["train"], dict(given))
     return Task(
         (("concept", concept),), request, (request,), parts["train"], parts["validation"], parts["test"], ("concept",),
         False,

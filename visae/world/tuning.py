@@ -31,13 +31,16 @@ class Tuning:
     pairs: list[tuple[str, str]]
 
 
-def tuning(concepts: Sequence[Concept], part: str = "train", phrasings: int = 1) -> Tuning:
+def tuning(
+    concepts: Sequence[Concept], part: str = "train", phrasings: int = 1, erased: Sequence[Concept] = ()
+) -> Tuning:
     """Prompts to tune the erasure of some concepts on.
 
     Args:
         concepts: e.g. `[("style", "dots")]`.
         part: `train`, to find out what a concept is; `validation`, to choose how strongly to erase it.
         phrasings: texts of every cell, and pairs of every concept and value in its place.
+        erased: concepts that are erased along with them: none stands in the place of another.
 
     Raises:
         UnknownName: for a part, a domain or a value that does not exist.
@@ -57,7 +60,7 @@ def tuning(concepts: Sequence[Concept], part: str = "train", phrasings: int = 1)
         " , ".join(prompts(factor, value)[0] for factor, value in concepts),
         [one for one in known if one.asks_for(concepts)],
         [one for one in known if not one.asks_for(concepts)],
-        [pair for concept in concepts for pair in _pairs(concept, set(concepts), part, phrasings)],
+        [pair for concept in concepts for pair in _pairs(concept, {*concepts, *erased}, part, phrasings)],
     )
 
 
