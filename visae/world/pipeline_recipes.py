@@ -134,7 +134,7 @@ def tiny_sd() -> PipelineRecipe:
     return PipelineRecipe(
         "tiny-sd",
         {"denoiser": unet, "scheduler": scheduler, "text_encoder": _clip_text()},
-        steps=20_000,
+        steps=24_000,
         batch=32,
         lr=1e-3,
         warmup=200,
