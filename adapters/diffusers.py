@@ -44,10 +44,8 @@ def diffusers_pipeline(request: Request) -> AdaptedPipeline:
 
 def _loaded(request: Request) -> tuple[Any, dict[str, Any]]:
     """The pipeline of a folder or hub id, and those options that its call takes."""
-    try:
-        import diffusers
-    except ImportError as error:
-        raise ValueError("pipelines need the package diffusers: pip install 'visae[diffusion]'") from error
+    import diffusers
+
     if not request.pretrained:
         raise ValueError(
             f"diffusers:{request.name} is loaded with its weights; for random ones build the pipeline from "

@@ -96,7 +96,6 @@ def test_prompts_without_labels_are_told_and_prompts_without_parts_want_others_t
 def test_the_demo_writes_a_page_with_strips_and_its_numbers(tmp_path, monkeypatch):
     demo = import_module("visae.workflows.demo_diffusion")  # the package has the function under this name
     monkeypatch.setattr(demo, "RECIPE", demo.RECIPE | {"steps": 2, "expansion": 2, "k": 4, "batch": 256})
-    monkeypatch.setattr(demo, "OTHER_SITES", demo.OTHER_SITES[-1:])
     out = tmp_path / "demo"
     made = demo_diffusion(out, prompts=12, test=2)
     summary = json.loads((out / "summary.json").read_text())
