@@ -89,9 +89,7 @@ def test_the_guard_opens_midway_between_retain_and_target_prompts_and_never_belo
     request = replace(REQUEST, target=REQUEST.retain, retain=REQUEST.target) if swapped else REQUEST
     tools = tools_of(model, {SITE: sae}, given=GIVEN, batch=2)
     known, method = Known(model, request, tools, SITE, sae), METHODS["ours"]
-    (edit,) = method.edits(
-        known, method.select(known) if not swapped else method.select(replace(known, request=REQUEST))
-    )
+    (edit,) = method.edits(known, method.select(replace(known, request=REQUEST)))
     retain, target = (known.scores(edit, which) for which in ("retain", "target"))
     middle = (retain.max() + np.median(target)) / 2
     assert (middle > retain.max()) is not swapped

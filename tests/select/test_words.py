@@ -100,6 +100,14 @@ def test_a_word_that_says_it_all_stands_in_sooner_than_one_of_several(spoken):
     assert instead(("a star", "a red circle")) in ("red", "circle")
 
 
+def test_all_text_encoders_get_the_same_word(spoken):
+    model, tools = spoken
+    pairs = (("a star", "a red circle"), ("a star", "a circle"))
+    asked = Request("star", ("a star",), ("blue square",), pairs, given=GIVEN)
+    _, selections = replace(METHODS["ours"], guard=False).erasing(model, asked, tools)
+    assert {one.chosen_on["instead"] for one in selections} == {"circle"}
+
+
 def test_what_prompts_of_other_erased_concepts_say_is_no_word_of_this_one(spoken):
     model, tools = spoken
     asked = Request("star", ("a blue star",), ("a circle",), (("a blue star", "a square"),), given=GIVEN)

@@ -93,8 +93,10 @@ def select_words(
     words, places = word_vectors(list(of.values()))
     offers = [sorted(some - spoken["target"]) for some in _only(of["without"], of["with"])]
     # Of "corner piece", neither word says on its own what both say.
-    alone = [some for some in offers if len(some) == 1] or offers
-    others = sorted(set().union(*alone)) or sorted(spoken["retain"] - spoken["target"])
+    alone = [number for number, some in enumerate(offers) if len(some) == 1] or list(range(len(offers)))
+    others = sorted({word for number in alone for word in offers[number]}) or sorted(
+        spoken["retain"] - spoken["target"]
+    )
     offered = (offers[pair] if pair >= 0 else []) or others
     if not offered:
         raise ValueError("no word is left to stand in the concept's place: give retain prompts with other words")
@@ -104,7 +106,7 @@ def select_words(
     selection = replace(
         chosen, thresholds=tuple(float(limits[one]) for one in chosen.latents), chosen_on=chosen.chosen_on | told
     )
-    place = next((number for number, some in enumerate(offers) if instead in some), -1)
+    place = next((number for number in alone if instead in offers[number]), -1)
     return Words(selection, tuple(sorted(named)), instead, words[instead] + places, place)
 
 

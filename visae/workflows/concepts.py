@@ -124,7 +124,7 @@ def world_task(concepts: Sequence[Concept], given: Mapping[str, Any], phrasings:
     def request(told: Any) -> Request:
         target = tuple(one.text for one in told.target)
         others = tuple(one.text for one in whole.target if one.text not in target)
-        return Request(told.words, target, retain, tuple(told.pairs), others, FIRST_SEED["train"], known)
+        return Request(told.words, target, retain, tuple(told.pairs), others, seed=FIRST_SEED["train"], given=known)
 
     return Task(
         joint, request(whole), tuple(map(request, parts)), [*whole.target, *kept], cells("validation", phrasings).items,
@@ -190,7 +190,9 @@ def free_task(
                 parts[part].append(Prompt(text, seed, f"{label}/{seed}", {"concept": (label,)}, text))
     learn = {label: tuple(dict.fromkeys(p.text for p in parts["train"] if p.labels["concept"] == (label,)))
              for label in (concept, "other")}  # fmt: skip
-    request = Request(concept, learn[concept], learn["other"], ((concept, ""),), (), FIRST_SEED["train"], dict(given))
+    request = Request(
+        concept, learn[concept], learn["other"], ((concept, ""),), seed=FIRST_SEED["train"], given=dict(given)
+    )
     return Task(
         (("concept", concept),), request, (request,), parts["train"], parts["validation"], parts["test"], ("concept",),
         False,

@@ -37,10 +37,8 @@ RECIPE: dict[str, Any] = {
     "image_batch": 16,
 }
 """What the demo trains; everything else is `visae train`'s default."""
-BESIDE = 6
-"""Times fewer prompts, held-out ones among them, for the other sites."""
-LEAST = 12
-"""Prompts, so that some are held out."""
+BESIDE, LEAST = 6, 12
+"""Times fewer prompts for other sites, held-out ones among them, and how few, so that some are held out."""
 LOSSES = 8
 """Prompts on which the denoiser's loss is measured."""
 
@@ -145,8 +143,9 @@ def same_pictures(places: Sequence[Place]) -> Section:
     text = [
         "The same prompts and seeds, drawn as they are and with the site's activations replaced by reconstructions.",
         "The judge is a classifier of the built-in world; it agrees where it sees what the prompt asks for.",
-        f"The other sites were trained on {BESIDE} times fewer prompts, and drawn on as many times fewer.",
     ]
+    if len(places) > 1:
+        text.append(f"Other sites were trained and measured on {BESIDE} times fewer prompts.")
     picture = Picture.of(places[0].kept.file, f"above as they are, below through {places[0].site}")
     return Section("The same pictures through reconstructions", text, HEAD, [p.row for p in places], [picture])
 

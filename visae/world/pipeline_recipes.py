@@ -122,7 +122,7 @@ def tiny_sd() -> PipelineRecipe:
     }
     # The cosine schedule ends at a signal of 5e-5: with Stable Diffusion's own, which ends at 0.07, the last step still
     # shows how bright an image is, generation starts from noise that says "grey", and dark backgrounds collapse.
-    # UniPC (Zhao et al., 2023), because its 20 steps get more styles right than those of DDIM and of DPM-Solver++.
+    # UniPC (Zhao et al., 2023) is made for few steps.
     scheduler = {
         "num_train_timesteps": 1000,
         "beta_schedule": "squaredcos_cap_v2",
