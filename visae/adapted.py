@@ -40,12 +40,8 @@ class Adapted(ABC):
 
     @cached_property
     def revision(self) -> str:
-        """First 16 hex digits of a hash over names, types, shapes and bytes of all weights, as they were loaded."""
-        digest = hashlib.sha256()
-        for name, value in sorted(_weights(self.module)):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()[:16]
+        """That of all weights as they were loaded, see `revision_of`."""
+        return revision_of(self.module)
 
     def geometry(self, site: str | Site) -> Geometry:
         """Which pixels the tokens of a site saw.
@@ -60,6 +56,15 @@ class Adapted(ABC):
                 "have no place on the image; choose a site with patch tokens"
             )
         return Geometry(self.framing, found.grid, found.stride, found.offset, found.prefix, found.reach)
+
+
+def revision_of(module: nn.Module) -> str:
+    """First 16 hex digits of a hash over names, types, shapes and bytes of all weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(_weights(module)):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

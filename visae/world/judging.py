@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from visae.adapted import revision_of
 from visae.world import models
 from visae.world.factors import FACTORS
 
@@ -26,6 +27,12 @@ _ZERO_SHOT = ("shape", "style", "colour", "background")
 @cache
 def _model(name: str) -> "nn.Module":
     return models.build(name)
+
+
+@cache
+def judges_revision() -> list[str]:
+    """Revisions of the two judges; another judge sees other things."""
+    return [revision_of(_model(name)) for name in ("judge", "tiny-clip")]
 
 
 @cache

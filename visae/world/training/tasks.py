@@ -17,6 +17,7 @@ from visae.world.recipes import Recipe
 from visae.world.training.cache import PATCH, Cache
 from visae.world.training.facts import caption_facts, difficulty, presence, truth
 from visae.world.training.losses import DenseHeads, contrastive
+from visae.world.training.wear import worn
 
 _SPOKEN = ("shape", "family", "style", "colour", "background", "size", "position")
 
@@ -126,6 +127,8 @@ class Task:
         """
         refine = step >= self.recipe.refine * self.recipe.steps
         images = normalised(self.cache.images[rows], self.recipe.config["preprocess_cfg"], self.device)
+        if self.recipe.worn:
+            images = worn(images, self.recipe.worn, self.recipe.seed + step)
         facts = torch.from_numpy(self.cache.facts[rows]).to(self.device)
         with self._watched() as seen:
             main = self._contrastive(images, facts, rows, pick) if self._is_clip else self._labels(images, facts)
