@@ -3,7 +3,7 @@
 import json
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import visae
-from visae.erasers import METHODS, Erasure, Method, Request, Unsuitable
+from visae.erasers import METHODS, Erasure, Method, Request, Tools, Unsuitable
 from visae.erasers.strengths import STRENGTHS, variants, with_settings
 from visae.evaluate.erasure import Outcome
 from visae.evaluate.erasure_files import from_json, to_json
@@ -26,6 +26,7 @@ from visae.workflows import bench_erase, erase
 from visae.workflows.concepts import fewer, free_task, learning_from, neighbours, world_concepts, world_task
 from visae.workflows.dictionaries import Place, default_sites
 from visae.workflows.erase_field import erased_together
+from visae.workflows.erase_job import Job
 from visae.workflows.results import Results, kept_pictures
 from visae.workflows.strength import Tried, best, choose
 from visae.workflows.vocabulary import vocabulary_prompts
@@ -168,6 +169,19 @@ def test_the_bench_writes_a_row_for_each_method_and_domain_and_goes_on_where_it_
     again = bench_erase(**options)
     assert painter.drawn == 0 < first, "what is kept needs no picture at all"
     assert [line.to_dict() for line in again.lines] == [line.to_dict() for line in made.lines]
+
+
+def test_results_belong_to_the_dictionaries_that_the_method_reads_and_to_no_others(painter, tmp_path):
+    tools = Tools(site="unet.mid", text_site="text.one", word_sites=("text.input",))
+    task = world_task([("shape", "star")], {"steps": 2})
+    one = Job(painter, task, tools, {"steps": 2}, tmp_path, 4, {"unet.mid": "a", "text.one": "b", "text.input": "c"})
+    other = replace(one, saes=one.saes | {"text.one": "d"})
+    for name, changes in (("ours", False), ("saeuron", False), ("itd", True), ("uce", False)):
+        settings = METHODS[name].settings
+        assert (one.about("test", name, settings) != other.about("test", name, settings)) == changes, name
+    words = {**METHODS["ours"].settings, "guard": False}
+    unguarded = replace(one, saes=one.saes | {"unet.mid": "d"})
+    assert one.about("test", "ours", words) == unguarded.about("test", "ours", words)
 
 
 def test_the_best_strength_is_the_largest_gain_within_the_budget_else_the_least_harm():

@@ -17,7 +17,7 @@ from visae.store.estimate import duration
 from visae.workflows.concepts import evenly
 from visae.workflows.erase_job import Job
 from visae.workflows.extract import announce
-from visae.workflows.results import digest, kept_pictures, plainly
+from visae.workflows.results import digest, kept_pictures
 from visae.workflows.studio import JUDGE, JUDGES, Built
 
 USUAL = ("paraphrases", "synonyms", "typos", "seeds", "prompt_words")
@@ -106,7 +106,7 @@ class Assault:
         """All that decides the result."""
         told = {"name": self.name, "settings": self.attack.settings, "concept": self.concept}
         drawn = digest([vars(one) for one in self.prompts])
-        return self.job.about("test", self.method, settings=plainly(self.settings), attack={**told, "prompts": drawn})
+        return self.job.about("test", self.method, self.settings, attack={**told, "prompts": drawn})
 
     @property
     def kept(self) -> bool:

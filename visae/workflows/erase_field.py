@@ -23,7 +23,7 @@ from visae.workflows.concepts import Task, evenly, world_task
 from visae.workflows.erase import acting
 from visae.workflows.erase_job import Job
 from visae.workflows.extract import announce
-from visae.workflows.results import Results, plainly
+from visae.workflows.results import Results
 from visae.workflows.strength import choose, mean_verdict
 from visae.workflows.studio import Built, Studio
 from visae.world.cells import DOMAINS
@@ -140,7 +140,8 @@ class Field:
         self, name: str, candidates: Mapping[float | None, Method], jobs: Sequence[Job], budget: float
     ) -> float | None:
         """The best strength for some targets together."""
-        about = {"of": [job.about("validation", name) for job in jobs]}
+        settings = next(iter(candidates.values())).settings
+        about = {"of": [job.about("validation", name, settings) for job in jobs]}
         try:
             found, _ = choose(
                 candidates, lambda method: mean_verdict([job.judge(name, method) for job in jobs]), budget,
@@ -185,7 +186,9 @@ class Field:
                     results.put(unit.about, known)
                     bar.update()
                 if "unsuitable" in known:
-                    found.unsuitable[unit.name] = known["unsuitable"]
+                    before, why = found.unsuitable.get(unit.name, ""), known["unsuitable"]
+                    if why not in before:  # of several concepts, each has its reason
+                        found.unsuitable[unit.name] = f"{before}; {why}" if before else why
                     continue
                 found.outcomes.append(from_json(known))
                 defence = defended(assaults, built)
@@ -225,7 +228,7 @@ class Unit:
     @property
     def about(self) -> dict[str, Any]:
         """All that decides the result."""
-        return self.job.about("test", self.name, settings=plainly(self.method.settings), turns=self.turns)
+        return self.job.about("test", self.name, self.method.settings, turns=self.turns)
 
     def built(self) -> Built:
         """The erasure.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from visae.data.sample import Prompt
-from visae.erasers import Method, Tools
+from visae.erasers import METHODS, Method, Tools
 from visae.evaluate.erasure import Outcome
 from visae.evaluate.erasure_files import FORMAT, from_json, to_json
 from visae.pipelines import AdaptedPipeline
@@ -18,6 +18,7 @@ from visae.workflows.extract import announce
 from visae.workflows.results import Results, digest, kept_pictures, plainly
 from visae.workflows.strength import Tried, choose, verdict
 from visae.workflows.studio import Built, Studio, build
+from visae.world.judging import judges_revision
 
 Part = Literal["validation", "test"]
 
@@ -55,15 +56,31 @@ class Job:
         """Of a part."""
         return self.task.validation if part == "validation" else self.task.test
 
-    def about(self, part: Part, method: str, **more: Any) -> dict[str, Any]:
-        """All that decides a result."""
+    def about(self, part: Part, method: str, settings: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+        """All that decides a result.
+
+        Args:
+            part: whose prompts.
+            method: its name.
+            settings: of the method.
+            **more: what else decides it.
+        """
         tuned = [[vars(one) for one in self.task.tuned_on], self.task.request.concept, self.task.request.pairs]
         told = {
             "format": FORMAT, "pipeline": self.pipeline.id, "revision": self.pipeline.revision, "run": self.given,
-            "batch": self.batch, "saes": self.saes, "concepts": self.task.name, "tuned": digest(tuned), "part": part,
-            "prompts": self._drawn(part), "method": method, **more,
+            "batch": self.batch, "saes": self._read(method, settings), "concepts": self.task.name,
+            "tuned": digest(tuned), "part": part, "prompts": self._drawn(part),
+            "judges": judges_revision() if self.task.world else [], "method": method, "settings": settings, **more,
         }  # fmt: skip
         return plainly(told)
+
+    def _read(self, name: str, settings: Mapping[str, Any]) -> dict[str, str]:
+        """Fingerprints of the dictionaries that a method reads: those of others are none of its business."""
+        switches = {key: value for key, value in settings.items() if isinstance(value, bool)}
+        tools = self.tools
+        sites = {"denoiser": (tools.site,), "text": (tools.text_site,), "words": tools.word_sites}
+        read = {site for part in replace(METHODS[name], **switches).needs for site in sites[part]}
+        return {site: mark for site, mark in self.saes.items() if site in read}
 
     def _drawn(self, part: Part) -> str:
         return digest([vars(one) for one in self.prompts(part)], self.given, self.batch, self.pipeline.revision)
@@ -99,9 +116,8 @@ class Job:
             f"choosing among {n} strengths of {name} on {len(studio.prompts)} pictures each, then drawing "
             f"{len(self.task.test)} pictures with and without: at most about {duration(studio.pace() * drawn)}"
         )
-        best, tried = choose(
-            candidates, lambda method: self.judge(name, method), budget, self.results, self.about("validation", name)
-        )
+        about = self.about("validation", name, next(iter(candidates.values())).settings)
+        best, tried = choose(candidates, lambda method: self.judge(name, method), budget, self.results, about)
         return candidates[best.strength], tried
 
     def judge(self, name: str, method: Method) -> tuple[float, dict[str, float]]:
@@ -117,7 +133,7 @@ class Job:
             built: the erasure.
             turns: of timing it; 0 leaves that out.
         """
-        about = self.about("test", name, settings=built.settings, turns=turns)
+        about = self.about("test", name, built.settings, turns=turns)
         shown = self.folder / "pictures" / f"erased-{digest(about)}"
         if (known := self.results.get(about)) is not None:
 

@@ -30,7 +30,7 @@ from visae.workflows.erase import acting
 from visae.workflows.erase_field import Field, Found, erased_together
 from visae.workflows.erase_job import Job
 from visae.workflows.extract import announce
-from visae.workflows.results import Results, digest, plainly
+from visae.workflows.results import Results, digest
 from visae.workflows.studio import JUDGE, Built
 
 HEAD = ("pipeline", "method", "erased", "the latest", "UA", "UA plain", "kept", "kept - plain")
@@ -162,7 +162,7 @@ class Run:
 
     def about(self, step: int) -> dict[str, Any]:
         """All that decides what is measured after a step."""
-        return self.jobs[step].about("test", self.name, settings=plainly(self.method.settings), in_sequence=True)
+        return self.jobs[step].about("test", self.name, self.method.settings, in_sequence=True)
 
     @property
     def missing(self) -> list[int]:
