@@ -1,10 +1,14 @@
 """Every law of taps, clocks and seeds on every pipeline of one table; a new row is tested by every test here."""
 
+import json
+
 import pytest
 import torch
 
 import visae
 from visae.registry import UnknownName
+from visae.store.probing import collection
+from visae.store.sampling import Collection, Sampling
 from visae.taps import tap
 
 STEPS = 2
@@ -54,6 +58,12 @@ def plain(make):
 
 
 class TestEveryPipeline:
+    @pytest.mark.filterwarnings("ignore")
+    def test_how_it_ran_is_told_in_json_and_comes_back(self, row, model):
+        told = collection(model, model.site(row.block), Sampling(steps=STEPS, collect=(0, -1)))
+        text = json.dumps(told.to_dict(), allow_nan=False)
+        assert Collection.from_dict(json.loads(text)) == told
+
     def test_sites_have_the_grid_of_the_latents_and_every_block_is_there(self, row, model):
         site = model.site(row.block)
         assert (site.grid, site.stream, site.prefix) == (row.grid, "image", ("text",) * row.prefix)

@@ -1,6 +1,7 @@
 """What a pipeline makes of a `Sampling`, seen in a run that stops before the denoiser."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -135,5 +136,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # a limit that limits nothing, as in solvers' settings; JSON has no such number
     return value if isinstance(value, str | int | float | bool | None) else str(value)
