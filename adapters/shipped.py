@@ -52,7 +52,10 @@ def _pipeline(request: Request) -> AdaptedPipeline:
             f"this version of visae comes without the weights of visae:{request.name} ({folder}); "
             f"make them with: python -m visae.world.train {request.name}"
         )
-    adapted = diffusers_pipeline(replace(request, name=str(Path(str(folder)))))
+    # Called as it was trained and measured, whatever is installed: diffusers changes captions of PixArt if it can.
+    recipe = json.loads(folder.joinpath("card.json").read_text(encoding="utf-8"))["recipe"]
+    options = {**recipe["call"], **request.options}
+    adapted = diffusers_pipeline(replace(request, name=str(Path(str(folder))), options=options))
     assert isinstance(adapted, AdaptedPipeline)
     adapted.id = f"visae:{request.name}"
     return adapted

@@ -58,7 +58,9 @@ def test_a_shipped_pipeline_is_loaded_by_name_and_says_where_its_weights_are_mis
     from visae.adapters import shipped
 
     monkeypatch.setattr(shipped, "_folder", lambda name: {"tiny-sd": folder}.get(name, tmp_path / name))
-    assert visae.load_model("visae:tiny-sd").id == "visae:tiny-sd"
+    (folder / "card.json").write_text(json.dumps({"recipe": {"call": {"guidance_scale": 3.0}}}))
+    loaded = visae.load_model("visae:tiny-sd")
+    assert (loaded.id, loaded.options) == ("visae:tiny-sd", {"guidance_scale": 3.0})
     assert "tiny-sd" in shipped.names()
     with pytest.raises(FileNotFoundError, match=r"python -m visae.world.train tiny-dit"):
         visae.load_model("visae:tiny-dit")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from visae.model import load_model
 from visae.registry import UnknownName
 from visae.world import models
 from visae.world.pipeline_recipes import PIPELINE_RECIPES
@@ -94,6 +95,7 @@ def test_a_shipped_pipeline_is_what_its_card_says(name: str) -> None:
     recipe, card = PIPELINE_RECIPES[name](), models.card(name)
     pipe = DiffusionPipeline.from_pretrained(models.folder(name))
     assert type(pipe).__name__ == recipe.classes["pipeline"]
+    assert load_model(f"visae:{name}").options == recipe.call, "users meet it as it was measured"
     networks = {key: part for key, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     assert card["parameters"] == {key: sum(p.numel() for p in part.parameters()) for key, part in networks.items()}
     assert card["trained_on"]["withheld"] == [" ".join(combination) for combination in withheld_combinations()]
