@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import visae
-from visae.erasers import METHODS, Request, tools_of
+from visae.erasers import METHODS, Request, Unsuitable, tools_of
 from visae.erasers.codes import Known
 from visae.taps import tap
 
@@ -64,6 +64,15 @@ def test_saeuron_multiplies_what_is_above_its_mean_by_the_mean_on_the_concept(mo
     torch.testing.assert_close(edit.delta(moment, erasing.sites[0].memories[0]), wanted, rtol=1e-3, atol=1e-4)
     assert counts.any()
     assert not counts.all()
+
+
+@pytest.mark.parametrize("name", ["itd", "crisp"])
+def test_a_concept_that_no_latent_means_is_unsuitable_rather_than_the_end_of_a_comparison(name, model, sae, dictionary):
+    site = "text_encoder.encoder.layers.1"
+    saes = {SITE: sae, site: dictionary(model.site(site).d, 64, seed=1)}
+    nothing = replace(REQUEST, target=REQUEST.retain, pairs=())
+    with pytest.raises(Unsuitable, match="no latent is left for star"):
+        METHODS[name].build(model, nothing, tools_of(model, saes, given=GIVEN, batch=2))
 
 
 def test_itd_leaves_prompts_below_its_gate_bit_for_bit(model, dictionary):

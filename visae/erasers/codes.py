@@ -17,10 +17,10 @@ from visae.edit.changes import Ablate
 from visae.edit.saving import packed
 from visae.edit.scores import gate_scores
 from visae.erasers.base import Erasure, Method, Part, Request, Tools, Unsuitable
+from visae.erasers.tools import concept_latents
 from visae.json_files import write_json
 from visae.pipelines import AdaptedPipeline
 from visae.sae import Dictionary
-from visae.select.concept import select_concept
 from visae.select.selection import Selection
 from visae.select.statistics import PromptStatistics
 
@@ -110,7 +110,7 @@ class CodeMethod(Method):
 
     def select(self, known: Known) -> Selection:
         """The latents of the concept."""
-        return select_concept(
+        return concept_latents(
             known.target, known.retain, score=self.score, top_m=self.top_m, per_level=self.per_level,
             concept=known.request.concept, **self.score_options,
         )  # fmt: skip
@@ -129,7 +129,7 @@ class CodeMethod(Method):
         """Edits that can be entered, installed and exported, and the selection that each site's are about.
 
         Raises:
-            Unsuitable: if there is no such site, no dictionary, or no prompts.
+            Unsuitable: if there is no such site, no dictionary, no prompts, or no latent that means the concept.
         """
         site = tools.text_site if self.text else tools.site
         if not site:

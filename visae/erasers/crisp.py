@@ -25,10 +25,10 @@ from tqdm.auto import tqdm
 from visae.erasers.adapters import Adapters, adapted, fused, read_adapters, save_adapters
 from visae.erasers.base import METHODS, Erasure, Method, Part, Request, Tools, Unsuitable
 from visae.erasers.calls import Caught, catch, predicted
+from visae.erasers.tools import concept_latents
 from visae.erasers.weights import learning, swapped
 from visae.pipelines import AdaptedPipeline
 from visae.sae import Dictionary, Rows
-from visae.select.concept import select_concept
 from visae.select.selection import Selection
 from visae.sites import Site
 from visae.taps import tap
@@ -172,7 +172,7 @@ class Crisp(Method):
         target, retain = (
             tools.statistics(site, request.prompts(which), request.seed) for which in ("target", "retain")
         )
-        return select_concept(
+        return concept_latents(
             target, retain, score="frequency_ratio", top_m=self.top_m, per_level=False, concept=request.concept,
             least=self.least,
         )  # fmt: skip

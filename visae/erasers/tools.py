@@ -6,10 +6,12 @@ from typing import Any
 
 from visae.data.prompt_layouts import PromptRecord
 from visae.data.prompts import Prompts
-from visae.erasers.base import Tools
+from visae.erasers.base import Tools, Unsuitable
 from visae.pipelines import AdaptedPipeline
 from visae.sae import Dictionary
 from visae.select.collecting import collect_statistics
+from visae.select.concept import NoLatent, select_concept
+from visae.select.selection import Selection
 from visae.select.statistics import PromptStatistics
 from visae.store.sampling import Sampling
 
@@ -57,3 +59,15 @@ def tools_of(
         site=next(iter(denoising), ""), text_site=next((site for site in texts if site not in words), ""),
         word_sites=words, sae=saes.__getitem__, statistics=statistics, folder=folder, batch=batch,
     )  # fmt: skip
+
+
+def concept_latents(target: PromptStatistics, retain: PromptStatistics, **options: Any) -> Selection:
+    """`select_concept`, for methods.
+
+    Raises:
+        Unsuitable: if no latent means the concept: a method that finds none must not end a comparison of many.
+    """
+    try:
+        return select_concept(target, retain, **options)
+    except NoLatent as error:
+        raise Unsuitable(str(error)) from error

@@ -13,6 +13,10 @@ from visae.select.selection import Selection
 from visae.select.statistics import PromptStatistics, same_levels
 
 
+class NoLatent(ValueError):
+    """By a score, no latent of the dictionary means the concept."""
+
+
 def select_concept(
     target: PromptStatistics,
     retain: PromptStatistics,
@@ -49,7 +53,8 @@ def select_concept(
 
     Raises:
         UnknownName: for a score that does not exist.
-        ValueError: if the statistics do not belong together, `top_m` is below 1, or no latent is left to take.
+        ValueError: if the statistics do not belong together, or `top_m` is below 1.
+        NoLatent: if no latent is left to take.
 
     Warns:
         UserWarning: if the coverage is below 0.9.
@@ -73,7 +78,7 @@ def select_concept(
     ranked = ranked.masked_fill(sides[0].average("fired") == 0, -torch.inf)
     chosen = _best(ranked, sides[0].average("mean") - sides[1].average("mean"), top_m)
     if not chosen.any():
-        raise ValueError(
+        raise NoLatent(
             f"no latent is left for {concept or 'the concept'} by {score}: all are silent on the target prompts or "
             "ruled out by those without the concept; give more prompts, other options, or another score"
         )
