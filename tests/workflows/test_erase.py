@@ -165,6 +165,11 @@ def test_the_bench_writes_a_row_for_each_method_and_domain_and_goes_on_where_it_
     assert made.unsuitable == {"never on visae:painter": "painters that never forget"}
     assert "1 of style, 1 of shape" in str(made)
     assert "plain" in str(made)
+    assert [(line.row.judge, line.row.method) for line in made.checks] == [
+        ("tiny-clip", line.row.method) for line in made.lines
+    ]
+    shown = str(made).split("By the second judge, tiny-clip")[1].splitlines()
+    assert sum("visae:painter" in line for line in shown[:12]) >= len(made.checks)
     painter.drawn = 0
     again = bench_erase(**options)
     assert painter.drawn == 0 < first, "what is kept needs no picture at all"

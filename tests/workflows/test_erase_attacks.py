@@ -16,7 +16,7 @@ from visae.registry import UnknownName
 from visae.workflows import bench_erase, erase
 from visae.workflows.attacking import Plan, Pooled, strongest
 from visae.workflows.dictionaries import Place
-from visae.workflows.studio import JUDGE, JUDGES
+from visae.workflows.studio import CHECK, JUDGE, JUDGES
 from visae.world.cells import cells
 
 pytestmark = [
@@ -90,7 +90,7 @@ def oracle(tiny_pipelines, monkeypatch, few_cells):
     monkeypatch.setattr(Place, "load", lambda _: model)
     monkeypatch.setitem(METHODS._things, "dim", Dim())
     monkeypatch.setitem(JUDGES, JUDGE, model.oracle)
-    monkeypatch.delitem(JUDGES, "tiny-clip")
+    monkeypatch.setitem(JUDGES, CHECK, model.oracle)
     return model.oracle
 
 
@@ -189,9 +189,10 @@ def result():
     def make(attack, adaptive, after):
         from visae.evaluate.attacks.files import attacked_from_dict
 
-        rows = [{"text": "a", "seed": i, "revived": "", "plain": {JUDGE: True}, "before": {JUDGE: False},
-                 "after": {JUDGE: shown}} for i, shown in enumerate(after)]  # fmt: skip
-        whole = {**told, "attack": attack, "adaptive": adaptive, "judges": {JUDGE: {}}, "prompts": rows}
+        rows = [{"text": "a", "seed": i, "revived": "", "plain": {JUDGE: True, CHECK: True},
+                 "before": {JUDGE: False, CHECK: False}, "after": {JUDGE: shown, CHECK: True}}
+                for i, shown in enumerate(after)]  # fmt: skip
+        whole = {**told, "attack": attack, "adaptive": adaptive, "judges": {JUDGE: {}, CHECK: {}}, "prompts": rows}
         return attacked_from_dict(whole, [Prompt("a", i, "") for i in range(len(after))])
 
     return make
@@ -204,6 +205,8 @@ def test_the_strongest_attack_is_the_adaptive_one_that_leaves_the_least_over_all
     assert strongest([weak, blind, strong]) is strong
     assert (weak.ua().value, strong.ua().value, strong.ua("before").value, strong.ua().n) == (0.75, 0.5, 1.0, 4)
     assert strongest([blind]) is None
+    assert weak.ua(judge=CHECK).value == 0.0
+    assert strongest([strong, weak], CHECK) is strong, "the first of equals"
 
 
 def test_attacks_that_do_not_exist_or_may_do_nothing_are_refused_before_anything_is_done(oracle, tmp_path):

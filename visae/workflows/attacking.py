@@ -209,9 +209,9 @@ class Pooled:
         """See `Attacked`."""
         return self.results[0].adaptive
 
-    def ua(self, when: str = "after") -> Rate:
-        """UA over the attacked prompts of all concepts, by the first judge; `before` is that without the attack."""
-        found = rate([Tally.of(~np.concatenate([getattr(one, when)[JUDGE] for one in self.results]))])
+    def ua(self, when: str = "after", judge: str = JUDGE) -> Rate:
+        """UA over the attacked prompts of all concepts, by a judge; `before` is that without the attack."""
+        found = rate([Tally.of(~np.concatenate([getattr(one, when)[judge] for one in self.results]))])
         assert found is not None
         return found
 
@@ -221,6 +221,6 @@ def pooled(results: Sequence[Attacked]) -> list[Pooled]:
     return [Pooled([one for one in results if one.attack == name]) for name in dict.fromkeys(r.attack for r in results)]
 
 
-def strongest(attacks: Sequence[Pooled]) -> Pooled | None:
-    """The adaptive attack that leaves the least; None where none was run."""
-    return min((one for one in attacks if one.adaptive), key=lambda one: one.ua().value, default=None)
+def strongest(attacks: Sequence[Pooled], judge: str = JUDGE) -> Pooled | None:
+    """The adaptive attack that leaves the least by a judge; None where none was run."""
+    return min((one for one in attacks if one.adaptive), key=lambda one: one.ua(judge=judge).value, default=None)

@@ -20,18 +20,20 @@ from visae.workflows.erase import TEXTS, run_arguments, some, training_data
 from visae.workflows.erase_field import Field, attacked_groups, erased_together
 from visae.workflows.erase_sequence import Step, erase_in_sequence, in_order, steps_table
 from visae.workflows.strength import BUDGET
-from visae.workflows.studio import JUDGE
+from visae.workflows.studio import CHECK, JUDGE
 from visae.world.cells import DOMAINS, cells
 
 HEAD = ("pipeline", "method", "domain", "targets", "mean of 3", "UA", "IRA", "CRA", "kept - plain", "gate FPR",
         "UA attacked", "time added")  # fmt: skip
+CHECKED = ("pipeline", "method", "domain", "UA", "IRA", "CRA", "kept - plain", "UA attacked")
 ATTACKED = ("pipeline", "method", "domain", "attack", "budget of a prompt", "targets", "UA before", "UA attacked")
-_RATES = ("mean", "ua", "ira", "cra", "kept_change", "fpr")
+_CHECKED = ("ua", "ira", "cra", "kept_change")
+_RATES = ("mean", *_CHECKED, "fpr")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A method on the targets of a domain, on one pipeline, and what attacks on some of these achieved."""
+    """A method on the targets of a domain, on one pipeline, by one judge, and what attacks on some of them did."""
 
     pipeline: str
     row: Row
@@ -40,8 +42,8 @@ class Line:
     @property
     def ua_attacked(self) -> Rate | None:
         """UA after the strongest adaptive attack; None where none was run."""
-        found = strongest(self.attacks)
-        return None if found is None else found.ua()
+        found = strongest(self.attacks, self.row.judge)
+        return None if found is None else found.ua(judge=self.row.judge)
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` writes: shares from 0 to 1, None where nothing was measured."""
@@ -56,11 +58,21 @@ class Line:
     @property
     def cells(self) -> list[Any]:
         """Of the printed table."""
-        rates = self.row.rates
-        told = [rates[name].percent() if name in rates else "-" for name in _RATES]
         time = "-" if self.row.time is None else f"{self.row.time:+.1%}"
-        left = "-" if self.ua_attacked is None else self.ua_attacked.percent()
-        return [self.pipeline, self.row.method, self.row.domain, len(self.row.targets), *told, left, time]
+        named = [self.pipeline, self.row.method, self.row.domain, len(self.row.targets)]
+        return [*named, *self._told(_RATES), self._left, time]
+
+    @property
+    def checked(self) -> list[Any]:
+        """Of the printed table of another judge, which leaves out what no judge decides."""
+        return [self.pipeline, self.row.method, self.row.domain, *self._told(_CHECKED), self._left]
+
+    def _told(self, names: Sequence[str]) -> list[str]:
+        return [self.row.rates[name].percent() if name in self.row.rates else "-" for name in names]
+
+    @property
+    def _left(self) -> str:
+        return "-" if self.ua_attacked is None else self.ua_attacked.percent()
 
     @property
     def attacked(self) -> list[list[Any]]:
@@ -83,12 +95,14 @@ class EraseBench:
         unsuitable: method and pipeline -> why it cannot work there.
         folder: with everything, image by image.
         steps: of concepts that were erased one after another.
+        checks: the lines by the second judge.
     """
 
     lines: list[Line]
     unsuitable: dict[str, str]
     folder: Path
     steps: list[Step] = field(default_factory=list)
+    checks: list[Line] = field(default_factory=list)
 
     def __str__(self) -> str:
         notes = [
@@ -99,7 +113,10 @@ class EraseBench:
         attacks = [cells for line in self.lines for cells in line.attacked]
         told = [text_table(ATTACKED, attacks), "", "Of the prompts that were attacked.", ""] if attacks else []
         walked = [steps_table(self.steps), ""] if self.steps else []
-        return "\n".join([text_table(HEAD, [line.cells for line in self.lines]), "", *told, *walked, *notes])
+        checked = [line.checked for line in self.checks]
+        checks = [f"By the second judge, {CHECK}:", "", text_table(CHECKED, checked), ""] if checked else []
+        table = text_table(HEAD, [line.cells for line in self.lines])
+        return "\n".join([table, "", *checks, *told, *walked, *notes])
 
 
 def bench_erase(
@@ -177,6 +194,7 @@ def bench_erase(
     chosen = {name: METHODS[name] for name in methods or tuple(METHODS)}
     plan = Plan(attacks, attacked, tries, gradients)
     lines: list[Line] = []
+    checks: list[Line] = []
     walked: list[Step] = []
     unsuitable: dict[str, str] = {}
     for name in pipelines:
@@ -196,6 +214,7 @@ def bench_erase(
         found = bench.run(strong, groups, plan, attacked_groups(groups, attacked_targets))
         unsuitable |= {f"{method} on {name}": why for method, why in found.unsuitable.items()}
         lines += table_lines(name, found.outcomes, found.attacked)
+        checks += table_lines(name, found.outcomes, found.attacked, CHECK)
         told = {method: [one.to_dict() for one in its] for method, its in found.attacked.items() if its}
         write_json(folder / "table.json", {**Table(found.outcomes).to_dict(), "attacks": told})
         if in_sequence is not None:
@@ -205,26 +224,29 @@ def bench_erase(
             mine = [Step(name, one) for one in found.outcomes]
             write_json(folder / "sequence.json", {"rows": [one.to_dict() for one in mine]})
             walked += mine
-    done = EraseBench(lines, unsuitable, Path(out), walked)
+    done = EraseBench(lines, unsuitable, Path(out), walked, checks)
     if json is not None:
         single = [line.to_dict() for line in lines if line.row.domain in DOMAINS and line.row.method != "plain"]
         write_json(json, {"rows": single})
     return done
 
 
-def table_lines(pipeline: str, outcomes: Sequence[Outcome], attacked: Mapping[str, Sequence[Attacked]]) -> list[Line]:
-    """One for each method and domain by the first judge, the plain pipeline first.
+def table_lines(
+    pipeline: str, outcomes: Sequence[Outcome], attacked: Mapping[str, Sequence[Attacked]], judge: str = JUDGE
+) -> list[Line]:
+    """One for each method and domain by a judge, the plain pipeline first.
 
     Args:
         pipeline: its name.
         outcomes: of all methods.
         attacked: method -> what attacks on single concepts achieved.
+        judge: whose answers count.
     """
     lines = []
     for domain in dict.fromkeys(one.domain for one in outcomes):
         mine = [one for one in outcomes if one.domain == domain]
-        lines.append(Line(pipeline, plain_row(list({one.concepts: one for one in mine}.values()), JUDGE)))
+        lines.append(Line(pipeline, plain_row(list({one.concepts: one for one in mine}.values()), judge)))
         for method in dict.fromkeys(one.method for one in mine):
             hit = pooled([one for one in attacked.get(method, ()) if one.concept[0] == domain])
-            lines.append(Line(pipeline, row([one for one in mine if one.method == method], JUDGE), tuple(hit)))
+            lines.append(Line(pipeline, row([one for one in mine if one.method == method], judge), tuple(hit)))
     return lines

@@ -23,9 +23,9 @@ from visae.workflows.concepts import Task
 from visae.workflows.results import kept_pictures
 from visae.world.judging import clip_judged, clip_vectors, judged
 
-JUDGE = "judge"
+JUDGE, CHECK = "judge", "tiny-clip"
 """Whose answers count; the other judge is a check on it."""
-JUDGES: dict[str, Judge] = {JUDGE: judged, "tiny-clip": clip_judged}
+JUDGES: dict[str, Judge] = {JUDGE: judged, CHECK: clip_judged}
 
 
 @dataclass(frozen=True)
