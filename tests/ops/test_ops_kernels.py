@@ -1,5 +1,9 @@
 """Compiled kernels against the float64 oracle: selection, reconstruction, the update that makes no gradients."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -185,3 +189,16 @@ def test_the_fastest_tier_is_taken_and_others_are_refused_with_a_reason():
     assert make_ops("auto", device="meta").name == "eager"
     with pytest.raises(ValueError, match="do not work on meta here; ops='auto'"):
         make_ops("native", device="meta")
+
+
+def test_kernels_leave_torch_the_number_of_threads_that_was_asked_for(kernels):
+    code = f"""
+import torch
+torch.set_num_threads(1)
+from visae.ops import load_kernels
+load_kernels({kernels.name!r}).top(torch.randn(64, 256), torch.zeros(256), 4, False)
+print(torch.get_num_threads())
+"""
+    known = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", code], env=known, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "1"

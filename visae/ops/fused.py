@@ -18,6 +18,8 @@ from visae.ops.sparse import Coded, Pattern, Ragged, gather_sum
 
 COMPILED = (TopK, BatchTopK, Above)
 """Rules that the kernels know; others are applied by stock torch."""
+Place = tuple[torch.device, int, int, int]
+"""Device and shape of room that is lent."""
 
 
 class _Reconstructed(torch.autograd.Function):
@@ -36,7 +38,7 @@ class _Reconstructed(torch.autograd.Function):
         ops: "Fused",
     ) -> tuple[Tensor, Tensor]:
         recon, errors, to_values, losses = ops.kernels.reconstruct(
-            u, values, pattern, level, shares, atoms, bias, ops.lend(u.shape[0], len(shares), u.shape[1])
+            u, values, pattern, level, shares, atoms, bias, ops.lend(u, len(shares))
         )
         ctx.pattern, ctx.level, ctx.ops = pattern, level, ops
         ctx.save_for_backward(values, atoms, errors, to_values)
@@ -84,8 +86,8 @@ class Fused(Eager):
         self.name = kernels.name
         self._adopted: dict[int, tuple[Tensor, list[Part]]] = {}
         self._halves: dict[int, tuple[tuple[int, int], Tensor]] = {}
-        self._spare: dict[tuple[int, ...], Tensor] = {}
-        self._lent: dict[tuple[int, ...], Tensor] = {}
+        self._spare: dict[Place, Tensor] = {}
+        self._lent: dict[Place, Tensor] = {}
 
     # -- gradients of adopted parameters
 
@@ -104,11 +106,12 @@ class Fused(Eager):
         place = weight.data_ptr()
         return next((key for key, (own, _) in self._adopted.items() if own.data_ptr() == place), None)
 
-    def lend(self, *shape: int) -> Tensor:
-        """Room for something that nobody needs after the update; touching new pages costs more than filling them."""
-        room = self._spare.pop(shape, None)
-        self._lent[shape] = torch.empty(shape) if room is None else room
-        return self._lent[shape]
+    def lend(self, u: Tensor, levels: int) -> Tensor:
+        """Room `[n, levels, d]` for errors of inputs `[n, d]`, until the update; touching new pages costs more."""
+        key = (u.device, u.shape[0], levels, u.shape[1])
+        room = self._spare.pop(key, None)
+        self._lent[key] = u.new_empty(key[1:]) if room is None else room
+        return self._lent[key]
 
     def reclaim(self) -> None:
         """Takes back what was lent: the update is done."""

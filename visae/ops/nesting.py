@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import torch
@@ -37,7 +38,14 @@ class Nesting:
     def levels(self, codes: Ragged) -> Tensor:
         """`[m]` int64: the first level that uses each entry."""
         place = codes.pattern.columns if self.by == "latent" else codes.ranks
-        return torch.bucketize(place, torch.tensor(self.ends[:-1], device=place.device), right=True)
+        return torch.bucketize(place, constant(self.ends[:-1], torch.int64, place.device), right=True)
+
+
+@lru_cache(maxsize=256)
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of these values, made once: to bring numbers to a GPU at every step makes the host wait for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 class Decodes(Protocol):

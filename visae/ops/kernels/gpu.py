@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from visae.ops.kernels.base import Part
+from visae.ops.nesting import constant
 from visae.ops.rules import Above, BatchTopK
 from visae.ops.sparse import Pattern, gather_sum
 
@@ -183,8 +184,8 @@ class Triton:
             counts.index_add_(0, pattern.rows * levels + level, torch.ones_like(level))
             cuts = pattern.offsets[:-1, None] + torch.nn.functional.pad(counts.view(n, levels).cumsum(1), (1, 0))
         _reconstruct[(n,)](
-            u, values.detach(), pattern.columns, cuts.contiguous(), u.new_tensor(shares), atoms.detach(),
-            bias.detach(), recon, errors, to_values, losses, d, levels, triton.next_power_of_2(d),
+            u, values.detach(), pattern.columns, cuts.contiguous(), constant(tuple(shares), u.dtype, u.device),
+            atoms.detach(), bias.detach(), recon, errors, to_values, losses, d, levels, triton.next_power_of_2(d),
         )  # fmt: skip
         return recon, errors, to_values, losses
 

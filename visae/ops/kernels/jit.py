@@ -41,6 +41,13 @@ class Numba:
 
     name = "numba"
 
+    def __init__(self) -> None:
+        # numba's first launch sets the number of OpenMP's threads, which are torch's too: it has to be put back
+        threads = torch.get_num_threads()
+        one = torch.zeros(1, 1)
+        self.dots(one, one, Pattern.rectangular(one.long(), 1))
+        torch.set_num_threads(threads)
+
     def top(self, pre: Tensor, bias: Tensor, k: int, by_size: bool) -> Tensor:
         """See `Kernels`."""
         out = np.empty((pre.shape[0], k), np.int64)
