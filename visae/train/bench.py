@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import math
 import statistics
 import subprocess
 import sys
@@ -116,13 +117,16 @@ def bench_step(size: Size, repeats: int = 10, progress: bool = False, peers: boo
     Returns:
         `size`; `floors`: `fp32_ms` and `bf16_ms`; `rows`: `name`, `what`, `ms`, `over_fp32_floor`, `over_bf16_floor`,
         and `peak_mb`, the memory above what the process held with weights, moments and batches, measured in a process
-        of its own; `precision`: what `auto` takes on this machine; `failed`: peer -> why it is not among the rows.
+        of its own (None where it cannot be told); `precision`: what `auto` takes on this machine; `failed`: peer -> why
+        it is not among the rows.
     """
     from visae.train.rivals import rivals
 
     data = batches(size)
     plain = tokens(data)
-    others, failed = rivals(size, plain) if peers else ({}, {})
+    others, failed = rivals(size, plain) if peers and size.device == "cpu" else ({}, {})
+    if peers and size.device != "cpu":
+        failed["other libraries"] = "they are timed on a CPU only"
     jobs: dict[str, Callable[[], None]] = {
         "fp32 floor": floor(size, torch.float32, plain[0]),
         "bf16 floor": floor(size, torch.bfloat16, plain[0]),
@@ -150,7 +154,7 @@ def bench_step(size: Size, repeats: int = 10, progress: bool = False, peers: boo
             "ms": round(ms[name], 4),
             "over_fp32_floor": round(ms[name] / ms["fp32 floor"], 2),
             "over_bf16_floor": round(ms[name] / ms["bf16 floor"], 2),
-            "peak_mb": peak(),
+            "peak_mb": None if math.isnan(mb := peak()) else mb,
         }
         for name, peak in peaks.items()
     ]

@@ -81,7 +81,7 @@ class Entrant:
         return {"name": self.name, "what": self.what, "version": self.version, "lr": self.lr, "seed": seed}
 
 
-def own(kind: str, task: Task, lr: float | None = None) -> Entrant:
+def own(kind: str, task: Task, lr: float | None = None, tilt: float = 0.0) -> Entrant:
     """A kind of visae's, as `visae train` would train it; with a peak learning rate of its own rule, or a given one."""
 
     def make() -> Dictionary:
@@ -94,7 +94,7 @@ def own(kind: str, task: Task, lr: float | None = None) -> Entrant:
 
     def train(task: Task, seed: int) -> Coder:
         sae = make()
-        config = TrainConfig(steps=task.steps, batch=task.batch, seed=seed, device="cpu", lr=lr)
+        config = TrainConfig(steps=task.steps, batch=task.batch, seed=seed, device="cpu", lr=lr, tilt=tilt)
         LOG.disabled = True  # what it would warn of is in the table
         try:
             Trainer(sae, config, progress=False).fit(task.data(seed))
@@ -109,7 +109,8 @@ def own(kind: str, task: Task, lr: float | None = None) -> Entrant:
         return lambda _x: taken()
 
     rate = lr or default_lr(task.n_latents, task.steps)
-    return Entrant(f"visae {kind}", "visae", __version__, rate, train, step)
+    name = f"visae {kind}, tilt {tilt:g}" if tilt else f"visae {kind}"
+    return Entrant(name, "visae", __version__, rate, train, step)
 
 
 def foreign(peer: Peer, kind: str, lr: float) -> Entrant:
@@ -132,7 +133,7 @@ def foreign(peer: Peer, kind: str, lr: float) -> Entrant:
 
 
 def entrants(
-    task: Task, kinds: Sequence[str], rates: Sequence[float], lr: float | None = None
+    task: Task, kinds: Sequence[str], rates: Sequence[float], lr: float | None = None, tilt: float = 0.0
 ) -> tuple[list[Entrant], dict[str, str]]:
     """Trainers to compare, and why some peers are not among them.
 
@@ -141,8 +142,9 @@ def entrants(
         kinds: of dictionary, in visae's names.
         rates: peak learning rates of the peers; none leaves the peers out.
         lr: peak learning rate of visae's kinds; None follows the rule.
+        tilt: of the loss of visae's kinds, see `TrainConfig`.
     """
-    found = [own(kind, task, lr) for kind in kinds]
+    found = [own(kind, task, lr, tilt) for kind in kinds]
     peers, failed = installed() if rates else ({}, {})
     for kind in kinds:
         found += [foreign(peer, kind, lr) for peer in peers.values() if kind in peer.kinds for lr in rates]

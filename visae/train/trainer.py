@@ -128,7 +128,8 @@ class Trainer:
     @property
     def kernels(self) -> str:
         """Tier of kernels and precision of the encoder's product, for the log."""
-        return f"{self.ops.name} {self.precision}"
+        n = self.processes.share.rows.size  # then gradients are dense, and stock torch updates
+        return f"{self.ops.name} {self.precision}" + (f", gradients averaged over {n} processes" if n > 1 else "")
 
     @property
     def dead_window(self) -> int:

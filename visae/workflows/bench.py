@@ -181,7 +181,7 @@ def step(
         json: write the numbers here too.
     """
     size = Size(d, latents, batch, k, kind, pick_device(device))
-    numbers = bench_step(size, repeats, progress=True, peers=peers and size.device == "cpu")
+    numbers = bench_step(size, repeats, progress=True, peers=peers)
     return Steps(_keep(numbers, json).numbers)
 
 
@@ -209,6 +209,7 @@ def quality(
     steps: int = 1500,
     peers: bool = True,
     lr: float | None = None,
+    tilt: float = 0.0,
     peer_lr: tuple[float, ...] = (2e-3, 4e-3),
     cuts: tuple[int, ...] = (),
     json: Path = Path("quality.json"),
@@ -229,12 +230,13 @@ def quality(
         steps: of every run.
         peers: run other libraries too, those that are installed (`pip install "visae[bench]"`).
         lr: peak learning rate of visae's kinds; the rule of `visae train` if not given.
+        tilt: above 0, tokens that are explained worst count more in the loss of visae's kinds.
         peer_lr: peak learning rates of the peers, one line of the table for each.
         cuts: also measure FVU where only so many codes of each token are kept, the largest.
         json: write the numbers here, and go on with the runs that are there already.
     """
     task = Task(n_latents=latents, k=k, batch=batch, steps=steps)
-    found, failed = entrants(task, kinds, peer_lr if peers else (), lr)
+    found, failed = entrants(task, kinds, peer_lr if peers else (), lr, tilt)
     if wrong := [cut for cut in cuts if not 0 < cut <= latents]:
         raise ValueError(f"cuts are numbers of codes from 1 to the width {latents}, got {', '.join(map(str, wrong))}")
     contest = Contest(task, found, seeds, json, cuts)
