@@ -112,6 +112,9 @@ def test_the_command_measures_the_kinds_that_are_asked_for(tmp_path):
     bench.quality(**options, peers=False)
     assert json.loads(file.read_text())["runs"] == before
     assert "FVU at 2" in str(bench.quality(**options, peers=False, cuts=(2,)))
+    tilted = bench.quality(**options | {"kinds": ("topk",), "json": tmp_path / "tilted.json"}, peers=False, tilt=3.0)
+    assert [row["name"] for row in tilted.numbers["rows"]] == ["visae topk, tilt 3"]
+    assert tilted.numbers["rows"][0]["fvu"] != numbers["rows"][0]["fvu"]
     with pytest.raises(ValueError, match="from 1 to the width 64, got 0"):
         bench.quality(**options, peers=False, cuts=(0,))
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from visae.sae import load_sae
-from visae.train import read_metrics
+from visae.train import read_metrics, resuming
 from visae.workflows import Schemes, specialise, train
 from visae.workflows.options import kind_choices
 
@@ -32,6 +32,23 @@ def test_costs_are_told_before_anything_is_extracted(tmp_path, capsys):
     rows = 3 * 48 * 64
     assert told[training].startswith(f"training: {-(-rows // 256)} steps on {rows:,} rows, 64 latents: ")
     assert " of memory; about " in told[training]
+
+
+def test_costs_of_a_run_that_goes_on_are_those_of_what_is_left(tmp_path, capsys, monkeypatch):
+    save, options = resuming.save, COMMON | {"checkpoint_every": 7}
+
+    def stopping(*args):
+        save(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(resuming, "save", stopping)
+        train(tmp_path / "run", k=4, **options)
+    capsys.readouterr()
+    train(tmp_path / "run", k=4, **options)
+    (told,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("training"))
+    left = 3 * 48 * 64 - 7 * 256
+    assert told.startswith(f"training, {7 * 256:,} rows done: {-(-left // 256)} steps on {left:,} rows, 64 latents: ")
 
 
 def test_schemes_are_in_the_card_and_did_what_they_say(made):

@@ -7,7 +7,7 @@ from visae.train.feed import Feed, LoaderEnded
 from visae.train.planted import Planted, PlantedConfig, absorption, recovery
 from visae.train.processes import Processes, ProcessFailed
 from visae.train.record import Recorder, read_metrics
-from visae.train.resuming import rows_per_step
+from visae.train.resuming import rows_done, rows_per_step
 from visae.train.shared import split_columns
 from visae.train.specialise import specialise
 from visae.train.suite import Member, Suite, SuiteResult
@@ -17,5 +17,6 @@ from visae.train.validate import validate
 __all__ = [
     "FREE", "Callback", "Feed", "LoaderEnded", "Member", "Planted", "PlantedConfig", "ProcessFailed", "Processes",
     "Recorder", "Suite", "SuiteResult", "TrainConfig", "TrainResult", "Trainer", "absorption", "annealed_k", "boost",
-    "default_lr", "read_metrics", "recovery", "rows_per_step", "schedule", "specialise", "split_columns", "validate",
+    "default_lr", "read_metrics", "recovery", "rows_done", "rows_per_step", "schedule", "specialise",
+    "split_columns", "validate",
 ]  # fmt: skip

@@ -134,5 +134,11 @@ def rows_per_step(out: Path) -> int | None:
     return int(checkpoint.notes(found[-1])["run"]["rows_per_step"]) if found else None
 
 
+def rows_done(out: Path) -> int:
+    """Rows that the run in a folder was trained on by its last checkpoint, over all processes."""
+    found = checkpoint.listing(out / "checkpoints")
+    return int(checkpoint.notes(found[-1])["samples"]) if found else 0
+
+
 def _part(saved: checkpoint.Checkpoint, prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): t for name, t in saved.tensors.items() if name.startswith(prefix)}

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from visae.sae import make_sae, save_sae
 from visae.store import ActivationSource, Loader
 from visae.tokens import TokenPolicy
-from visae.train import FREE, Processes, TrainConfig, Trainer, rows_per_step
+from visae.train import FREE, Processes, TrainConfig, Trainer, rows_done, rows_per_step
 from visae.workflows.collecting import Branch, Collect, Weights, ground, looks
 from visae.workflows.estimate import training_estimate
 from visae.workflows.extract import announce
@@ -156,9 +156,11 @@ def train(
         if not run.done:
             n_rows, d = rows_ahead(adapted, site, on.data, policy, dtype, activations, on.collected)
             width, budget = latents or round(expansion * d), rows or round(passes * n_rows)
-            slices, spread = width // shard_latents, processes.share.rows.size
-            told = training_estimate(kind, d, slices, chosen, budget, batch, place, schemes.settings(), spread)
-            announce(f"training: {told}" + (f", in each of {shard_latents} shards" if shard_latents > 1 else ""))
+            slices, spread, done = width // shard_latents, processes.share.rows.size, rows_done(folder)
+            left, own = max(1, budget - done), batch_of(folder, batch, spread)
+            told = training_estimate(kind, d, slices, chosen, left, own, place, schemes.settings(), spread)
+            shards = f", in each of {shard_latents} shards" if shard_latents > 1 else ""
+            announce(f"training{f', {done:,} rows done' if done else ''}: {told}{shards}")
         with processes.main_first():  # which extracts; the others find the rows there
             there = activations if processes.main or stream else activations or folder / "activations"
             source = open_source(
@@ -191,10 +193,14 @@ def train(
             return Trained(run, measure(run, adapted, on.data, validation, on.batch, workers))
 
 
+def batch_of(folder: Path, batch: int, processes: int) -> int:
+    """Rows per step of a process: as asked for, or what keeps those of a run that was begun with other processes."""
+    begun = rows_per_step(folder)
+    return batch if begun is None else max(1, begun // processes)
+
+
 def share_of(source: ActivationSource, processes: Processes, folder: Path, batch: int, seed: int) -> Loader:
     """This process's share of the rows, in batches that keep the rows per step of a run that was begun with others."""
     rows = processes.share.rows
-    begun = rows_per_step(folder)
-    return source.loader(
-        batch if begun is None else max(1, begun // rows.size), seed=seed, rank=rows.rank, processes=rows.size
-    )
+    own = batch_of(folder, batch, rows.size)
+    return source.loader(own, seed=seed, rank=rows.rank, processes=rows.size)
