@@ -105,6 +105,15 @@ def test_group_bias_adaptation_finds_features_at_the_frequencies_asked_for_with_
         make_sae("gba", 4, 8, highest=0.1, lowest=0.2)
 
 
+def test_group_bias_adaptation_is_near_its_frequencies_after_500_steps_with_its_own_settings():
+    sae, _, found = train("gba", steps=500)
+    assert found["mmcs"] > 0.95
+    fires = (sae.encode(Planted(WORLD, part=1).sample(20_000)[0]).to_dense() != 0).double().mean(0)
+    group, target = sae.activation.group, sae.activation.target
+    for number in range(10):
+        assert float(fires[group == number].mean()) == pytest.approx(float(target[group == number][0]), rel=0.2)
+
+
 def test_integer_codes_find_the_head_that_is_at_work_from_ten_pairs():
     """Eight planted heads write features of their own; head 5 writes two more where a circuit is at work."""
     sae, loader = make_sae("discrete", 32, 128, k=1), Planted(PlantedConfig(d=32, n_features=64, active=1), 512)

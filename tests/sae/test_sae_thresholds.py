@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from visae.ops import Dense, Eager, Reference
-from visae.sae import make_sae
+from visae.sae import kind_options, kinds, make_sae
 from visae.sae.thresholds import FeatureChoice, JumpReLU, filled
 
 WIDTH = 0.5
@@ -131,11 +131,34 @@ def test_a_price_on_each_code_moves_thresholds_alone_and_a_higher_one_leaves_few
         make_sae("jumprelu", 16, 64, penalty="l7")
 
 
-@pytest.mark.parametrize("name", ["topk", "batch_topk", "jumprelu"])
-def test_archetypal_atoms_take_any_activation(name, tokens, started):
+BARE = {
+    "topk", "batch_topk", "jumprelu", "relu_l1", "gated", "p_anneal", "abs_topk", "adaptive_k", "feature_choice", "atm",
+    "discrete", "orthogonal", "vsae", "contrastive",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(BARE))
+def test_archetypal_atoms_take_any_activation_with_its_penalties(name, tokens, started, small, bring):
     sae = started("archetypal", activation=name)
-    losses = sae.losses(tokens(200), Eager(), dead=torch.arange(5))
+    losses = sae.losses(bring(sae, tokens(200)), Eager(), dead=torch.arange(5))
     losses.total.backward()
     assert float(sae.decoder.weights.grad.abs().max()) > 0
-    with pytest.raises(KeyError, match="activation"):
+    alone = small(name)
+    assert type(sae.activation) is type(alone.activation)
+    assert [penalty.name for penalty in sae.penalties] == [penalty.name for penalty in alone.penalties]
+
+
+@pytest.mark.parametrize("name", sorted(set(kinds()) - BARE))
+def test_archetypal_atoms_refuse_kinds_that_are_more_than_an_activation_by_name(name):
+    with pytest.raises(ValueError, match=rf"kind '{name}' (is more than an activation|needs atoms of length 1).*take"):
+        make_sae("archetypal", 16, 64, activation=name, **({"k": 4} if "k" in kind_options(name) else {}))
+
+
+def test_coefficients_reach_the_penalties_of_the_activation_that_archetypal_atoms_take(small):
+    for name, option in (("relu_l1", "l1"), ("gated", "l1"), ("jumprelu", "l0"), ("topk", "aux")):
+        assert small("archetypal", activation=name, **{option: 0.7}).penalties[0].coefficient == 0.7
+        assert small("archetypal", activation=name).penalties[0].coefficient == small(name).penalties[0].coefficient
+    with pytest.raises(ValueError, match="activation 'topk' has no l1: leave it out"):
+        small("archetypal", l1=0.7)
+    with pytest.raises(KeyError, match="Unknown activation 'relu7'"):
         make_sae("archetypal", 16, 64, activation="relu7")

@@ -3,25 +3,68 @@
 import pytest
 import torch
 
-from visae.ops import Eager, GroupMax, TopK
+from visae import load_data, load_model
 from visae.sae import kind_options, kinds, make_sae
+from visae.store import Stream
 from visae.train import Planted, PlantedConfig, TrainConfig, Trainer
 
 K = 3
 WORLD = PlantedConfig(d=16, n_features=32, active=3, zipf=0.5)
+AIMING = [kind for kind in kinds() if "k" in kind_options(kind)]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in kinds() if "k" in kind_options(kind)])
+def fitted(sae, loader, held_out, steps, **changes):
+    settings = {"batch": 256, "stat_rows": 2048, "device": "cpu", "calibration_rows": 16_384, "log_every": steps}
+    config = TrainConfig(steps=steps, **{**settings, **changes})
+    return Trainer(sae, config, progress=False).fit(loader, held_out).metrics
+
+
+@pytest.mark.parametrize("kind", AIMING)
 def test_tokens_that_were_never_seen_get_k_codes(kind):
     sae = make_sae(kind, 16, 64, k=K)
-    config = TrainConfig(steps=120, batch=256, stat_rows=2048, device="cpu", calibration_rows=16_384, log_every=120)
-    Trainer(sae, config, progress=False).fit(Planted(WORLD, 256, needs=sae.needs))
+    fitted(sae, Planted(WORLD, 256, needs=sae.needs), None, 120)
     x = Planted(WORLD, part=1, needs=sae.needs).rows(8192)
-    found = float(sae.encode(x).l0().double().mean())
-    wanted = float(K)
-    if isinstance(sae.activation.rule(), TopK | GroupMax) and not sae.activation.thins:
-        # k of every token are kept, and ReLU makes the negative ones 0: in training as at inference, where it is rare
-        with torch.no_grad():
-            wanted = float(sae.train().losses(x, Eager()).codes.l0())
-        assert 0.9 * K < wanted <= K
-    assert found == pytest.approx(wanted, rel=0.03)
+    assert float(sae.encode(x).l0().double().mean()) == pytest.approx(K, rel=0.03)
+
+
+class Images:
+    """Batches of tokens of the shipped model, drawn with replacement."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(0)
+        while True:
+            yield self.rows[torch.randint(len(self.rows), (256,), generator=generator)]
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Tokens of the shipped model on images, to train on and held out."""
+    model = load_model("visae:tiny-vit")
+    parts = [load_data(f"world:{part}&objects=1") for part in ("train?n=60", "validation?n=30")]
+    streams = [Stream(model, "blocks.1", part, workers=0, dtype="float32") for part in parts]
+    return [torch.cat([chunk.rows for chunk in stream.chunks()]) for stream in streams]
+
+
+@pytest.fixture(scope="module")
+def plain(images):
+    """Metrics of `topk` on images."""
+    train, held_out = images
+    return fitted(make_sae("topk", 160, 640, k=16), Images(train), [held_out], 100)
+
+
+@pytest.mark.parametrize("kind", ["adaptive_k", "feature_choice"])
+def test_on_tokens_of_images_too_where_early_codes_add_to_the_error_and_entries_are_negative(kind, images, plain):
+    train, held_out = images
+    sae = make_sae(kind, 160, 640, k=16)
+    metrics = fitted(sae, Images(train), [held_out], 100)
+    assert metrics["l0"] == pytest.approx(16, rel=0.01)
+    assert metrics["val_l0"] == pytest.approx(16, rel=0.03)
+    fires = (sae.encode(held_out).to_dense() != 0).any(0).double().mean()
+    if kind == "adaptive_k":
+        assert metrics["val_fvu"] <= 1.1 * plain["val_fvu"]
+    else:
+        assert fires > 0.95
+        assert metrics["dead"] < 0.02

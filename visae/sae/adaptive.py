@@ -14,8 +14,6 @@ from visae.sae.activations import Activation, check_k
 By = Literal["error", "probe"]
 ROOM = 2**24
 """Numbers of gathered atoms held at a time while errors are measured (64 MiB in float32)."""
-LEAST = 1e-9
-"""Lowest price looked at, as a share of the largest error that codes take away."""
 HALVINGS = 40
 RATE = 0.05
 """Of the running price."""
@@ -27,9 +25,12 @@ class AdaptiveTopK(Activation):
     """TopK with a number of codes per token, `k_n` between `k_min` and `k_max`, and k on average.
 
     A first pass keeps `k_max` codes and measures the error `e_n(j) = |x_n - sum of the j largest codes|^2 / d` for
-    every j. The token then needs `k_n = argmin_j e_n(j) + price j`: another code must be worth its price. In training
-    the price is the one at which the batch has k codes per token, or less where more would only add to the error, as
-    at the start; `calibrate` finds it for held-out tokens, and inference does not depend on the batch.
+    every j. The token then needs `k_n = argmin_j e_n(j) + price j`: another code must be worth its price, and one that
+    is 0 never is. In training the price is the one at which the batch has k codes per token; `calibrate` finds it for
+    held-out tokens, and inference does not depend on the batch.
+
+    Early in training further codes may add to the error, and the price is then below 0. Were it not, tokens would get
+    about one code, the other latents would die, and none would come back.
 
     AdaptiveK (Yao and Du 2025) has labels of a text's complexity from a language model, a linear probe of the input
     that predicts them, and a sigmoid from there to k. Tokens of images have no such label; what one needs is measured
@@ -83,14 +84,18 @@ class AdaptiveTopK(Activation):
 
     @torch.no_grad()
     def evidence(self, codes: Coded, x: Tensor, atoms: Tensor) -> Tensor:
-        """See `Activation.evidence`: `e_n(j) - e_n(0)` for j = 0, 1, ...; for a probe, its features come after."""
+        """See `Activation.evidence`: `e_n(j) - e_n(0)` for j = 0, 1, ...; for a probe, its features come after.
+
+        Infinite from the first code on that is 0.
+        """
         columns, values = codes.padded(self._most())
         rows = max(1, ROOM // (columns.shape[1] * x.shape[1]))
         steps = [
             _steps(atoms[at], z, some)
             for at, z, some in zip(columns.split(rows), values.split(rows), x.split(rows), strict=True)
         ]
-        errors = functional.pad(torch.cat(steps).cumsum(1), (1, 0)) / x.shape[1]
+        added = torch.cat(steps).cumsum(1).masked_fill(values == 0, torch.inf)
+        errors = functional.pad(added, (1, 0)) / x.shape[1]
         return errors if self.by == "error" else torch.cat([errors, _features(x)], dim=1)
 
     def thin(self, codes: Coded, x: Tensor, atoms: Tensor) -> Coded:
@@ -108,11 +113,15 @@ class AdaptiveTopK(Activation):
         return (errors[:, self.k_min :] + price * numbers).argmin(1) + self.k_min
 
     def _price(self, errors: Tensor, k: float) -> Tensor:
-        """The price at which tokens need k codes on average, by bisection, without a look at the device."""
+        """The price at which tokens need k codes on average, by bisection, without a look at the device.
+
+        Between one at which every code is needed and one at which none is.
+        """
+        steps = errors.diff(dim=1)
+        low = -2 * torch.where(steps.isfinite(), steps, 0).amax().clamp_min(0)
         high = (errors[:, :1] - errors).amax().clamp_min(torch.finfo(errors.dtype).tiny)
-        low = high * LEAST
         for _ in range(HALVINGS):
-            middle = (low * high).sqrt()
+            middle = (low + high) / 2
             many = self._worth(errors, middle).double().mean() > k
             low, high = torch.where(many, middle, low), torch.where(many, high, middle)
         return high

@@ -8,6 +8,11 @@ from torch import Tensor, nn
 from visae.ops import Coded, share
 from visae.sae.activations import Activation
 
+FIRINGS = 32
+"""Firings of a latent of the last group, at its target, that a frequency is taken from where no interval is given."""
+PRESSING, MOST = 5.0, 20.0
+"""How many times `rate` biases move where a frequency is e times its target, or 1/e; and the limit to that."""
+
 
 class GroupBias(Activation):
     """`z = g ReLU(a + b)`; the biases b have no gradient but follow target frequencies.
@@ -19,13 +24,18 @@ class GroupBias(Activation):
     length of an input and 0. The gains g are learnt. No number of codes and no penalty is chosen: L0 is the sum of the
     frequencies.
 
+    In the paper biases start at 0, with rate and interval fixed, 0.01 and 50: thousands of steps go by before
+    frequencies are near their targets. Here they start where the first tokens meet the targets, and moves are
+    `5 |ln(f_j / target)|` times as large, at least once and at most 20 times.
+
     Args:
         d: length of an input; normalised ones have length `sqrt(d)` on average.
         n_latents: width F.
         groups: number of groups G.
         highest: target of the first group.
         lowest: target of the last.
-        every: steps between adaptations.
+        every: steps between adaptations, 50 in the paper; None waits for as many tokens as the last group needs to fire
+            32 times at its target.
         rate: 0.01 in the paper.
         low: share of its target below which a latent is helped up. The paper helps only the silent (1e-6): most then
             end far below their targets.
@@ -49,7 +59,7 @@ class GroupBias(Activation):
         groups: int = 10,
         highest: float = 0.1,
         lowest: float = 0.005,
-        every: int = 50,
+        every: int | None = None,
         rate: float = 0.01,
         low: float = 0.9,
     ):
@@ -74,6 +84,14 @@ class GroupBias(Activation):
         return self.gain * (pre + self.bias).relu()
 
     @torch.no_grad()
+    def start(self, pre: Tensor) -> None:
+        """See `Activation.start`: latents fire as often as they should on these."""
+        ordered = pre.sort(dim=0, descending=True).values
+        at = (self.target * pre.shape[0]).round().long().clamp(max=pre.shape[0] - 1)[None]
+        between = ordered.gather(0, at) + ordered.gather(0, (at - 1).clamp_min(0))  # of two, so that none is at a kink
+        self.bias.copy_((-between[0] / 2).clamp(-self.floor, 0.0))
+
+    @torch.no_grad()
     def rescale(self, factor: Tensor) -> None:
         """See `Activation.rescale`: the tied encoder keeps its length, the gains take the scale."""
         self.gain.mul_(factor)
@@ -94,7 +112,8 @@ class GroupBias(Activation):
         sizes = group.max((z / torch.where(self.gain == 0, 1.0, self.gain)).amax(0))
         self.peak.copy_(torch.maximum(self.peak, sizes.to(self.peak)))
         self.steps += 1
-        if int(self.steps) % self.every == 0:
+        due = self.rows * self.target.amin() >= FIRINGS if self.every is None else self.steps % self.every == 0
+        if bool(due):
             self._adapt()
 
     def _adapt(self) -> None:
@@ -107,7 +126,8 @@ class GroupBias(Activation):
         move = torch.where(
             frequency > self.target, -self.peak, torch.where(frequency < self.low * self.target, helped, 0.0)
         )
-        self.bias.add_(self.rate * move).clamp_(-self.floor, 0.0)
+        pressing = (PRESSING * (frequency / self.target).log().abs()).clamp(1.0, MOST)
+        self.bias.add_(self.rate * pressing * move).clamp_(-self.floor, 0.0)
         self.fired.zero_()
         self.peak.zero_()
         self.rows.zero_()

@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from visae import ops
-from visae.ops import Coded, Dense, Rule
+from visae.ops import Coded, Dense, Pattern, Rule
 from visae.sae.activations import Activation, check_k, cut
 from visae.sae.elementwise import Elementwise
 
@@ -186,11 +187,12 @@ class Gate(Elementwise):
 
 
 class FeatureChoice(Activation):
-    """Latent j keeps its `m_j` largest entries of a batch of n: none can die (Ayonrinde 2024).
+    """Latent j keeps its `m_j` largest entries of a batch of n (Ayonrinde 2024).
 
     `m_j = n k w_j / sum w` with the Zipf weights `w_j = (j + 1)^-zipf`; latents are alike at the start, so their places
-    serve as ranks. 0 lets all fire equally often. Inference keeps what exceeds a threshold per latent: `calibrate` sets
-    them so that each fires as often on held-out tokens as in training.
+    serve as ranks. 0 lets all fire equally often. ReLU leaves nothing of negative entries: a latent with fewer
+    positive ones than `m_j` keeps those, and the others share the rest. Inference keeps what exceeds a threshold per
+    latent: `calibrate` sets them so that each fires as often on held-out tokens as in training.
 
     Args:
         k: mean codes per token.
@@ -212,13 +214,9 @@ class FeatureChoice(Activation):
         self.register_buffer("threshold", torch.zeros(n_latents))
         self.register_buffer("weights", (ranks / ranks.sum()).float())
 
-    def shares(self, k: float) -> Tensor:
-        """`[F]` share of the tokens that each latent keeps; where it would be more than all, the rest is dealt out."""
-        return filled(self.weights.double(), k)
-
     def rule(self) -> Rule:
         """See `Activation.rule`."""
-        return ops.feature_choice(self.shares(self.now)) if self.training else ops.Threshold(self.threshold)
+        return Chosen(self.weights, self.now) if self.training else ops.Threshold(self.threshold)
 
     def anneal(self, k: float) -> None:
         """See `Activation.anneal`."""
@@ -232,15 +230,17 @@ class FeatureChoice(Activation):
         Raises:
             ValueError: if no batch comes.
         """
-        highest, rows, shares = [], 0, self.shares(float(self.k or 1))
+        k, group = float(self.k or 1), ops.share().rows
+        highest, rows, positive = [], 0, torch.zeros_like(self.weights, dtype=torch.int64)
         for pre in batches:
             rows += pre.shape[0]
-            most = int(4 * float(shares.max()) * pre.shape[0]) + 8
+            positive += (pre > 0).sum(0)
+            most = int(4 * float(Chosen(self.weights, k).shares(pre, ops.ALONE).max()) * pre.shape[0]) + 8
             highest.append(pre.topk(min(pre.shape[0], most), dim=0).values)
         if not highest:
             raise ValueError("calibrating the thresholds needs at least one batch of held-out tokens, got none")
-        group = ops.share().rows
         values, rows = group.cat(torch.cat(highest)), group.total(rows)
+        shares = filled(self.weights.double(), k, group.sum(positive).double() / rows)
         wanted = (shares * rows).round().long().clamp(1, values.shape[0] - 1)
         ordered = values.sort(dim=0, descending=True).values
         between = ordered.gather(0, wanted[None] - 1) + ordered.gather(0, wanted[None])
@@ -254,14 +254,45 @@ class FeatureChoice(Activation):
         return made
 
 
-def filled(weights: Tensor, total: float) -> Tensor:
-    """Shares proportional to weights `[F]` (sum 1), none above 1, that sum to `total`, at most F."""
-    shares = weights * total
-    for _ in range(weights.shape[0]):
-        over = shares > 1
-        if not bool(over.any()):
-            break
-        shares = shares.clamp(max=1.0)
-        free = shares < 1
-        shares[free] *= (total - float((~free).sum())) / float(shares[free].sum())
-    return shares
+@dataclass(frozen=True)
+class Chosen:
+    """`ops.feature_choice` with shares as in `FeatureChoice`: none above that of the positive entries of its column.
+
+    Attributes:
+        weights: `[F]` which shares are proportional to.
+        k: their sum.
+        signed: see `Rule`.
+    """
+
+    weights: Tensor
+    k: float
+    signed: bool = False
+
+    def shares(self, pre: Tensor, group: ops.Group) -> Tensor:
+        """`[F]` share of the rows, those `[n, F]` of all processes of a group, that each latent keeps."""
+        positive = group.sum((pre > 0).sum(0)).double() / (group.size * max(1, pre.shape[0]))
+        return filled(self.weights.double(), self.k, positive)
+
+    def _rule(self, pre: Tensor) -> Rule:
+        return ops.feature_choice(self.shares(pre, ops.share().rows), self.signed)
+
+    def mask(self, pre: Tensor) -> Tensor:
+        """See `Rule`."""
+        return self._rule(pre).mask(pre)
+
+    def pick(self, pre: Tensor) -> Pattern:
+        """See `Rule`."""
+        return self._rule(pre).pick(pre)
+
+
+def filled(weights: Tensor, total: float, limits: Tensor | float = 1.0) -> Tensor:
+    """Shares proportional to weights `[F]` above 0, none above its limit, that sum to `total`, or to all limits.
+
+    They are `min(limit_j, level w_j)`. With the i latents at their limits that reach them first, the level would be
+    `(total - sum of these limits) / sum of the other weights`; the right one is the largest of these.
+    """
+    limits = torch.as_tensor(limits, dtype=weights.dtype, device=weights.device).expand_as(weights)
+    order = (limits / weights).argsort()
+    first, rest = limits[order], weights[order]
+    level = (total - (first.cumsum(0) - first)) / rest.flip(0).cumsum(0).flip(0)
+    return torch.minimum(limits, level.amax() * weights)

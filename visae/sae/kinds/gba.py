@@ -19,7 +19,7 @@ def gba(
     groups: int = 10,
     highest: float = 0.1,
     lowest: float = 0.005,
-    every: int = 50,
+    every: int | None = None,
     rate: float = 0.01,
 ) -> Dictionary:
     """Group bias adaptation: no penalty and no k, only how often latents should fire; see `GroupBias`.
@@ -30,8 +30,9 @@ def gba(
         groups: number of groups of latents.
         highest: target frequency of the first group.
         lowest: target frequency of the last one; between them a geometric progression.
-        every: steps between adaptations.
-        rate: how far biases move at each; short runs need larger and more frequent moves than the paper's.
+        every: steps between adaptations; None adapts as soon as the last group should have fired 32 times.
+        rate: how far biases move at each, as a share of the largest pre-code; up to 20 times as far where frequencies
+            are far from their targets.
     """
     decoder = UnitNorm(d, n_latents, bias=False)
     return Dictionary(

@@ -123,3 +123,27 @@ class MultiTopK(Penalty):
         rule = kernels.TopK(min(self.k, run.sae.n_latents), signed=run.sae.signed)
         codes = run.sae.select(run.u, rule, run.ops, pre=run.pre)
         return self.coefficient * functional.mse_loss(run.ops.decode(codes, decoder.atoms(), decoder.bias), run.u)
+
+
+class Lift(Penalty):
+    """`coefficient * mean ReLU(-a)` over tokens and dead latents: they rise until they fire again.
+
+    A latent whose entries are negative on all tokens picks some, but ReLU leaves nothing of them and no gradient.
+
+    Args:
+        coefficient: of the term; 0.01 is too little to bring all of them back.
+    """
+
+    name = "lift"
+
+    def __init__(self, coefficient: float = 0.1):
+        super().__init__()
+        self.coefficient = coefficient
+
+    def forward(self, run: Pass) -> Tensor | None:
+        """See `Penalty.forward`."""
+        if run.dead is None:
+            return None
+        sae = run.sae
+        pre = functional.linear(run.u - sae.b_dec.detach(), sae.W_enc[run.dead], sae.b_enc[run.dead])
+        return self.coefficient * functional.relu(-pre).mean()
