@@ -189,14 +189,19 @@ def test_a_member_can_go_on_alone(tmp_path):
 
 
 def test_members_without_checkpoints_of_the_stream_are_resumed_too(tmp_path):
-    """A list has no state: batches used are drawn and dropped, once for all."""
+    """What can be iterated again has no state: batches used are drawn and dropped, once for all."""
+
+    class Again:
+        def __iter__(self):
+            return iter(batches)
+
     batches = list(islice(Planted(WORLD, 64), 7))
-    Suite(mixed("fp32"), tmp_path / "whole", progress=False).fit(batches)
+    Suite(mixed("fp32"), tmp_path / "whole", progress=False).fit(Again())
     with pytest.raises(LoaderEnded, match="ended after 13 of 20 steps"):
         Suite(mixed("fp32"), tmp_path / "cut", progress=False).fit(islice(iter(batches + batches), 13))
     for member in mixed("fp32"):
         assert checkpoint.listing(tmp_path / "cut" / member.name / "checkpoints")[-1].name == "step-000000013"
-    Suite(mixed("fp32"), tmp_path / "cut", progress=False).fit(batches, resume=True)
+    Suite(mixed("fp32"), tmp_path / "cut", progress=False).fit(Again(), resume=True)
     for member in mixed("fp32"):
         same_run(tmp_path / "whole" / member.name, tmp_path / "cut" / member.name)
 

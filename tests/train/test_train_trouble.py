@@ -30,17 +30,19 @@ class Registers(Planted):
         return x, codes
 
 
-def run(kind="topk", latents=96, loader=Planted, world=WORLD, out=None, k=3, options={}, **changes):  # noqa: B006
+def run(kind="topk", latents=96, loader=Planted, world=WORLD, out=None, k=3, options={}, size=1.0, **changes):  # noqa: B006
     settings = {"steps": 120, "batch": 256, "stat_rows": 2048, "log_every": 5, "lr": 5e-3, "device": "cpu"}
     made = make_sae(kind, world.d, latents, k=k, **options)
     trainer = Trainer(made, TrainConfig(**{**settings, "precision": "fp32", **changes}), out, progress=False)
-    return trainer.fit(loader(world, settings["batch"]))
+    held_out = Planted(world, part=1).sample(1024)[0]
+    return trainer.fit(loader(world, settings["batch"]), [held_out.mean(0) + size * (held_out - held_out.mean(0))])
 
 
 PROVOKED = {
     "dead": {"latents": 250, "options": {"aux": 0.0}, "world": PlantedConfig(d=16, n_features=20, active=3)},
     "dense": {"latents": 40, "k": 5},
     "l0": {"kind": "feature_choice", "latents": 256, "k": 9},
+    "l0-missed": {"k": 4, "lr": 2e-2, "size": 0.01, "validate_every": 10},
     "loss-rising": {"loader": Shifts},
     "norm-outliers": {"loader": Registers, "lr": 1e-3},
     "few-rows": {"steps": 30},
@@ -58,6 +60,29 @@ def test_a_run_in_trouble_says_so_once_in_the_log_the_metrics_and_the_result(nam
     assert told.startswith(f"{tmp_path}: {name}: {written[0]['found']}")
     assert TROUBLES[name].do in told
     assert "warnings" not in result.metrics
+
+
+def test_rows_that_come_again_count_once_where_the_loader_tells_how_many_there_are():
+    class Told(Planted):
+        n_rows = 1920
+
+    def passes(world, batch):
+        return list(Planted(world).sample(1920)[0].split(240))
+
+    for loader in (Told, passes):
+        (warning,) = run(loader=loader, batch=240).warnings
+        assert warning["name"] == "few-rows"
+        found = "1,920 different rows, seen 15.0 times, for 96 latents are 20 for each, fewer than 100"
+        assert warning["found"] == found
+
+
+def test_l0_is_missed_where_it_is_more_than_3_percent_from_k_and_known_to_stay_so():
+    for l0, names in ((3.88, ["l0-missed"]), (3.89, []), (4.11, []), (4.13, ["l0-missed"])):
+        assert [notice.name for notice in judge(16, "held-out", l0=l0, k=4)] == names
+    assert judge(16, "held-out", l0=3.0) == []
+    assert run(validate_every=10).warnings == []
+    found = run(kind="batch_topk", size=0.01, validate_every=10).warnings  # it is calibrated at the end
+    assert "l0-missed" not in {warning["name"] for warning in found}
 
 
 def test_a_healthy_run_says_nothing(caplog):

@@ -127,6 +127,11 @@ class StoreLoader:
         return np.array(found, dtype=np.int64)
 
     @property
+    def n_rows(self) -> int:
+        """Rows of one pass, of all processes together."""
+        return self._store.n_rows
+
+    @property
     def items(self) -> np.ndarray:
         """Sample `[b]` of every row of the latest batch."""
         return self._store.row_items(self._served)

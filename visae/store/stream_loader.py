@@ -53,6 +53,11 @@ class StreamLoader:
         self._begin()
 
     @property
+    def n_rows(self) -> int:
+        """Rows of one pass, of all processes together."""
+        return self._stream.n_rows
+
+    @property
     def items(self) -> np.ndarray:
         """Sample `[b]` of every row of the latest batch."""
         return self._served

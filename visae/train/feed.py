@@ -130,6 +130,14 @@ class Feed:
         self._endless = self.stateful or not isinstance(loader, Iterator)
         self._bad = torch.tensor(-1, device=device)
 
+    @property
+    def n_rows(self) -> int | None:
+        """Rows of one pass, over all processes, of a list of batches or a loader with this attribute; else None."""
+        if not isinstance(self.loader, list | tuple):
+            return getattr(self.loader, "n_rows", None)
+        batches = (getattr(raw, "rows", raw) for raw in self.loader)
+        return share().rows.size * sum(x.shape[0] for x in batches if isinstance(x, Tensor) and x.ndim)
+
     def __next__(self) -> Tensor | Rows:
         """The next batch.
 

@@ -146,6 +146,11 @@ class Branch:
         self.shared, self.after, self.reader = shared, after, Reader(shared.tee)
         self._coming: tuple[int, Tensor | Rows] | None = None
 
+    @property
+    def n_rows(self) -> int | None:
+        """See `Feed.n_rows`."""
+        return self.shared.feed.n_rows
+
     def __next__(self) -> Tensor | Rows:
         """The next batch; the shared feed has checked it."""
         batch = self.coming()

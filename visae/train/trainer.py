@@ -68,6 +68,7 @@ class Trainer:
         samples: rows trained on, over all processes.
         stopped: set it to end the run after the step at hand.
         last: the batch trained on last.
+        pass_rows: rows of one pass of the loader, where it tells.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Trainer:
         self._any_dead = False
         self.last: Tensor | Rows | None = None
         self.stopped = False
+        self.pass_rows: int | None = None
         self._log_with = log_with
         self.callbacks = gather(self, callbacks)
         self.shards.check(self.callbacks)
@@ -210,6 +212,7 @@ class Trainer:
 
     def _start(self, feed: Batches, resume: bool) -> None:
         """Restores or begins."""
+        self.pass_rows = getattr(feed, "n_rows", None)
         found = resuming.newest(self, resume)
         if found is not None:
             resuming.restore(self, checkpoint.load(found, self.shards.part), feed)

@@ -29,8 +29,10 @@ RISE, LINES = 1.25, 5
 """The loss rises where its mean over so many lines is so many times the lowest such mean before."""
 FAR, FAR_SHARE = 5.0, 0.05
 """An outlier lies so many times farther from the mean than the median token; so much of the variance may be theirs."""
+MISSED = 0.03
+"""How far L0 may be from the k that was asked for, as a share of it."""
 ROWS_PER_LATENT = 100
-"""Rows to train on per latent, at least."""
+"""Different rows to train on per latent, at least."""
 SETTLED = 0.4
 """Share of the budget before which dead and dense latents and L0 are still finding their level."""
 ENOUGH = 2048
@@ -57,12 +59,17 @@ TROUBLES: dict[str, Trouble] = {
         "them (resample_every); a large mean or few outliers in the data kill latents as well (normaliser, centre).",
     ),
     "dense": Trouble(
-        "Latents that fire on every other token rarely mean one thing.",
+        "Latents that fire so often rarely mean one thing.",
         "Use fewer codes per token or a stronger penalty, and more latents.",
     ),
     "l0": Trouble(
         "With more than d / 2 codes per token any rotation of the space reconstructs as well: nothing was taken apart.",
         "Raise the penalty (l1, l0), or take a kind that fixes the number of codes (topk, batch_topk).",
+    ),
+    "l0-missed": Trouble(
+        "Held-out tokens have another number of codes than was asked for, so metrics are not those at that k.",
+        "With fewer codes, dead latents or negative pre-activations leave too few to choose from: train longer, take a "
+        "smaller k or more latents; with more, calibrate on tokens like those measured on.",
     ),
     "loss-rising": Trouble(
         "The dictionary is getting worse.",
@@ -77,7 +84,7 @@ TROUBLES: dict[str, Trouble] = {
     ),
     "few-rows": Trouble(
         "Latents will have seen too little to find their directions.",
-        "Train on more rows (rows, passes, more images), or take fewer latents.",
+        "Train on more rows (rows, more images; more passes only where they run short of one), or take fewer latents.",
     ),
 }
 
@@ -105,7 +112,9 @@ class Notice:
         return asdict(self)
 
 
-def judge(d: int, stage: Stage, *, dead: float = 0.0, dense: float = 0.0, l0: float = 0.0) -> list[Notice]:
+def judge(
+    d: int, stage: Stage, *, dead: float = 0.0, dense: float = 0.0, l0: float = 0.0, k: float | None = None
+) -> list[Notice]:
     """Warnings about a dictionary for tokens of length d.
 
     Args:
@@ -114,6 +123,7 @@ def judge(d: int, stage: Stage, *, dead: float = 0.0, dense: float = 0.0, l0: fl
         dead: share of latents that are dead.
         dense: share of latents that fire on more than a tenth of the tokens.
         l0: codes per token.
+        k: codes per token that were asked for; None where there is no such number.
     """
     found = []
     if dead > DEAD:
@@ -122,6 +132,8 @@ def judge(d: int, stage: Stage, *, dead: float = 0.0, dense: float = 0.0, l0: fl
         found.append(Notice("dense", stage, f"{dense:.0%} of the latents fire on more than {DENSE:.0%} of the tokens"))
     if l0 > d / 2:
         found.append(Notice("l0", stage, f"{l0:.1f} codes per token, of {d} dimensions"))
+    if k is not None and abs(l0 - k) > MISSED * k:
+        found.append(Notice("l0-missed", stage, f"{l0:.3g} codes per token, and k is {k:.3g}"))
     return found
 
 
@@ -139,6 +151,17 @@ def outliers(rows: Tensor) -> Notice | None:
         f"{float(far.double().mean()):.2%} of the tokens lie {FAR:.0f} times farther from the mean than the median "
         f"token and hold {held:.0%} of the variance",
     )
+
+
+def few_rows(trainer: "Trainer") -> Notice | None:
+    """A warning if a run has few rows per latent; those that come again count once, where the loader tells."""
+    budget, latents = trainer.steps * trainer.rows_per_step, trainer.sae.n_latents
+    rows = min(budget, trainer.pass_rows or budget)
+    if rows >= ROWS_PER_LATENT * latents:
+        return None
+    seen = f"{rows:,} rows" if rows == budget else f"{rows:,} different rows, seen {budget / rows:.1f} times,"
+    text = f"{seen} for {latents:,} latents are {rows / latents:.0f} for each"
+    return Notice("few-rows", "start", f"{text}, fewer than {ROWS_PER_LATENT}")
 
 
 def firings(codes: Coded) -> Tensor:
@@ -166,13 +189,7 @@ class Watch(Callback):
 
     def begin(self, trainer: "Trainer", rows: Tensor | Rows) -> None:
         """See `Callback.begin`."""
-        found = [outliers(trainer.sae.normalise(rows))]
-        budget = trainer.steps * trainer.rows_per_step
-        per_latent = budget / trainer.sae.n_latents
-        if per_latent < ROWS_PER_LATENT:
-            text = f"{budget:,} rows for {trainer.sae.n_latents:,} latents are {per_latent:.0f} for each"
-            found.append(Notice("few-rows", "start", f"{text}, fewer than {ROWS_PER_LATENT}"))
-        for notice in found:
+        for notice in (outliers(trainer.sae.normalise(rows)), few_rows(trainer)):
             if notice is not None:
                 self._raise(trainer, notice)
 
@@ -185,8 +202,18 @@ class Watch(Callback):
         if self.pending:
             metrics["warnings"], self.pending = self.pending, []
 
+    def validated(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
+        """See `Callback.validated`; parts whose thresholds are calibrated at the end may miss k until then."""
+        part = trainer.sae.activation
+        if "l0-missed" in self.raised or part.calibrates or not _settled(trainer):
+            return
+        for notice in judge(trainer.sae.d, "held-out", l0=metrics["val_l0"], k=part.k):
+            if notice.name == "l0-missed":
+                self._raise(trainer, notice)
+                metrics["warnings"], self.pending = self.pending, []
+
     def _raise(self, trainer: "Trainer", notice: Notice) -> None:
-        if notice.stage == "training":
+        if notice.stage != "start":
             self.raised.append(notice.name)
         self.pending.append(notice.to_dict())
         if trainer.accelerator.is_main_process:
@@ -194,7 +221,7 @@ class Watch(Callback):
 
     def _levels(self, trainer: "Trainer", losses: Losses, metrics: dict[str, Any]) -> list[Notice]:
         """Dead and dense latents, and L0."""
-        if trainer.step < max(SETTLED, _moving(trainer)) * trainer.steps:
+        if not _settled(trainer):
             return []
         counts = firings(losses.codes)
         self.fired = counts if self.fired is None else self.fired.to(counts.device) + counts
@@ -232,6 +259,11 @@ class Watch(Callback):
         self.raised, self.pending, self.rows = state["raised"], state["pending"], state["rows"]
         self.lowest, *self.losses = state["losses"].tolist()
         self.fired = state.get("fired")
+
+
+def _settled(trainer: "Trainer") -> bool:
+    """Whether dead and dense latents and L0 have found their level."""
+    return trainer.step >= max(SETTLED, _moving(trainer)) * trainer.steps
 
 
 def _moving(trainer: "Trainer") -> float:

@@ -14,7 +14,7 @@ from visae.evaluate import evaluate_sae
 from visae.evaluate.core import ENOUGH
 from visae.model import AdaptedModel
 from visae.pipelines import AdaptedPipeline
-from visae.sae import Card, Rows, save_sae
+from visae.sae import Card, Dictionary, Rows, save_sae
 from visae.store import Collection, Stream
 from visae.store.store import Chunk
 from visae.tokens import TokenPolicy
@@ -68,20 +68,26 @@ def measure(
         "data": held_out.name,
         "held_out": held_out is not data,
     }
-    save_sae(sae, run.folder, judged(card, metrics, run.folder))
+    save_sae(sae, run.folder, judged(card, metrics, run.folder, wanted(sae)))
     return metrics
 
 
-def judged(card: Card, metrics: dict[str, Any], where: Path) -> Card:
+def wanted(sae: Any) -> float | None:
+    """Codes per token that a dictionary was asked for; None for one that has no such number, and for ensembles."""
+    return sae.activation.k if isinstance(sae, Dictionary) else None
+
+
+def judged(card: Card, metrics: dict[str, Any], where: Path, k: float | None = None) -> Card:
     """A card with its metrics, and with the warnings that they give rise to, which are logged as well.
 
     Args:
         card: of the dictionary.
         metrics: on held-out tokens.
         where: the dictionary's folder.
+        k: codes per token that it was asked for.
     """
     dead = metrics["dead"] if metrics["n"] >= ENOUGH else 0.0  # with fewer tokens, silence does not mean death
-    found = judge(card.d, "held-out", dead=dead, dense=metrics["dense"], l0=metrics["l0"])
+    found = judge(card.d, "held-out", dead=dead, dense=metrics["dense"], l0=metrics["l0"], k=k)
     for notice in found:
         LOG.warning("%s: %s", where, notice)
     earlier = [warning for warning in card.training.get("warnings", []) if warning["stage"] != "held-out"]

@@ -82,7 +82,7 @@ def train(
 
     Says what it will cost, extracts the activations (or reads or streams them), trains, measures on held-out images,
     and leaves a folder with the dictionary and its card. Stopped at any moment, the same command goes on where it was.
-    Trouble is warned of by name (dead, dense, l0, loss-rising, norm-outliers, few-rows), with what to do about it.
+    Trouble is warned of by name (dead, dense, l0, l0-missed, loss-rising, norm-outliers, few-rows), with what to do.
 
     Several GPUs: `accelerate launch --num_processes 4 -m visae train ...`; each takes `--batch` rows per step. Without
     GPUs, accelerate needs `--multi_gpu` to start more than one process. A run may go on with another number of them.
@@ -159,8 +159,8 @@ def train(
             slices, spread, done = width // shard_latents, processes.share.rows.size, rows_done(folder)
             left, own = max(1, budget - done), batch_of(folder, batch, spread)
             told = training_estimate(kind, d, slices, chosen, left, own, place, schemes.settings(), spread)
-            shards = f", in each of {shard_latents} shards" if shard_latents > 1 else ""
-            announce(f"training{f', {done:,} rows done' if done else ''}: {told}{shards}")
+            sliced = f", in each of {shard_latents} shards" if shard_latents > 1 else ""
+            announce(f"training{f', {done:,} rows done' if done else ''}: {told}{sliced}")
         with processes.main_first():  # which extracts; the others find the rows there
             there = activations if processes.main or stream else activations or folder / "activations"
             source = open_source(
