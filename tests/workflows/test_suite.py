@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 
 from visae.sae import load_card, load_sae
 from visae.train import Suite
-from visae.workflows import suite
+from visae.workflows import Schemes, suite
 from visae.workflows.run import Run
 
 COMMON = {
@@ -103,6 +104,41 @@ def test_a_dictionary_that_cannot_be_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match="k is the number of codes per token"):
         suite(tmp_path / "run", **{**COMMON, "k": (4, 65)})
     assert not (tmp_path / "run" / "activations").exists()
+
+
+ONE = {**COMMON, "site": ("blocks.1",), "k": (4,), "stream": True}
+
+
+def test_a_case_with_schemes_ends_as_in_a_sweep_of_its_own_with_these_schemes(tmp_path):
+    own = {"resample_every": 5, "validate_every": 4, "sparsity_warmup": 0.5}
+    cases = ({"kind": "topk"}, {"kind": "relu_l1"}, {"kind": "relu_l1", "schemes": own})
+    found = suite(tmp_path / "run", cases=cases, schemes=Schemes(ema=0.9), **ONE)
+    rows = [row for row in found.rows if row.setting.kind == "relu_l1"]
+    assert [row.setting.schemes for row in rows] == [{}, own]
+    assert "resample_every=5, validate_every=4" in str(found)
+    assert rows[0].fvu != rows[1].fvu
+    for row, schemes in ((rows[0], Schemes(ema=0.9)), (rows[1], Schemes(ema=0.9, **own))):
+        alone = suite(tmp_path / f"alone{len(row.setting.schemes)}", kind=("relu_l1",), schemes=schemes, **ONE)
+        assert alone.rows[0].fvu == row.fvu
+        (name,) = row.members
+        card, told = load_card(found.folder / name), Run.open(found.folder / name).config["schemes"]
+        assert told == asdict(schemes)
+        assert told.items() <= card.training["config"].items()
+    again = suite(tmp_path / "run", cases=cases, schemes=Schemes(ema=0.9), **ONE)
+    assert again.rows == found.rows
+
+
+@pytest.mark.parametrize(
+    ("schemes", "why"),
+    [
+        ({"sparsity_warmup": 0.2}, "kind 'batch_topk' has no penalty that rises"),
+        ({"resample_every": 5}, "dead latents of kind 'batch_topk' cannot be resampled"),
+    ],
+)
+def test_schemes_that_a_dictionary_cannot_have_name_it_and_the_way_out_and_leave_no_folder(schemes, why, tmp_path):
+    with pytest.raises(ValueError, match=rf"blocks.1-batch_topk-k4-f64-s0: {why}.*cases: \[\{{\}}, \{{kind: relu_l1"):
+        suite(tmp_path / "run", kind=("relu_l1", "batch_topk"), schemes=Schemes(**schemes), **ONE)
+    assert not list(tmp_path.rglob("run.json")), "the same folder serves the sweep that is put right"
 
 
 def test_bags_boosts_and_mfr_stand_in_the_table_beside_what_they_are_made_of(tmp_path):

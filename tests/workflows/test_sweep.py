@@ -41,6 +41,35 @@ def test_cases_are_laid_over_the_base_and_crossed_by_themselves():
     assert [s.options for s in listed] == [{"groups": [0.5, 0.5], "sampled": 0}, {"groups": [0.5, 0.5], "sampled": 3}]
 
 
+def test_a_case_has_schemes_of_its_own_crossed_like_options():
+    cases = [{}, {"kind": "relu_l1", "schemes": {"resample_every": [5, 50], "ema": 0.99}, "seed": 0}]
+    found = expand({**BASE, "k": 8}, cases)
+    assert [s.schemes for s in found[:4]] == [{}] * 4
+    assert [s.schemes for s in found[4:]] == [{"resample_every": n, "ema": 0.99} for n in (5, 50)]
+    assert [s.name(32) for s in found[4:]] == [f"blocks.1-relu_l1-f64-ema0.99-resample_every{n}-s0" for n in (5, 50)]
+    (undone,) = expand(
+        {"site": "x", "kind": "topk", "schemes": {"sparsity_warmup": 0.2}}, [{"schemes": {"sparsity_warmup": None}}]
+    )
+    assert undone.schemes == {"sparsity_warmup": None}
+
+
+@pytest.mark.parametrize(
+    ("schemes", "error", "told"),
+    [
+        ({"resample_evry": 5}, UnknownName, r"Unknown scheme 'resample_evry'. Did you mean 'resample_every'"),
+        (
+            {"resample_every": "often"},
+            ValueError,
+            "scheme resample_every cannot be 'often': Input should be a valid int",
+        ),
+        ({"start": "middle"}, ValueError, "scheme start cannot be 'middle': Input should be 'data' or 'random'"),
+    ],
+)
+def test_schemes_of_a_case_that_cannot_be_are_refused_by_name(schemes, error, told):
+    with pytest.raises(error, match=told):
+        expand({"site": "x", "kind": "relu_l1"}, [{"schemes": schemes}])
+
+
 def test_names_tell_everything_that_is_not_left_to_a_rule():
     (one,) = expand(
         {"site": "blocks.1", "kind": "topk", "k": 8, "lr": 1e-3, "normaliser": "unit", "options": {"aux": 0.1}}

@@ -27,7 +27,7 @@ class KindTable(dict[str, About]):
 
     def __str__(self) -> str:
         blocks = [
-            f"{name}  ({about.paper}{'; experimental' if about.experimental else ''})\n    {about.formula}"
+            f"{name}  ({about.paper}), {about.status.partition(':')[0]}\n    {about.formula}"
             + (f"\n    Mind: {about.experimental}" if about.experimental else "")
             + f"\n    options: {', '.join(f'{k}={v!r}' for k, v in kind_options(name).items())}"
             for name, about in self.items()
@@ -39,12 +39,13 @@ class KindTable(dict[str, About]):
 
 
 def kinds() -> KindTable:
-    """Print the kinds of dictionary: name, paper, formula, options, and whether one is experimental.
+    """Print the kinds of dictionary: name, paper, status (stable or experimental, and why), formula, options.
 
     Example:
         visae kinds
     """
-    return KindTable({name: ABOUT.get(name, About("", "another package")) for name in sae.kinds()})
+    foreign = About("no formula given", "another package", "registered without a description")
+    return KindTable({name: ABOUT.get(name, foreign) for name in sae.kinds()})
 
 
 class SiteTable(list[Site]):

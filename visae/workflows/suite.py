@@ -80,7 +80,7 @@ def suite(
         seeds: 2
         cases:
           - {}
-          - {kind: relu_l1, options: {l1: [0.03, 0.1]}}
+          - {kind: relu_l1, options: {l1: [0.03, 0.1]}, schemes: {resample_every: 500}}
 
     Args:
         out: folder of the suite.
@@ -106,7 +106,7 @@ def suite(
         mfr: coefficients that draw dictionaries which differ only in the seed towards one another; 0 leaves them alone.
         bag: measure the mean of all seeds of a setting, too, as one dictionary.
         boost: so many dictionaries one after another, each on what those before left, measured as one, too.
-        schemes: how training departs from the plain run, for all.
+        schemes: how training departs from the plain run, for all; a case may have `schemes` of its own, laid over it.
         cases: in YAML only: a list of settings, each laid over the others and crossed by itself.
         rows: rows to train on at each site; `passes` over the data if not given.
         passes: passes over the data, see `visae train --help`.

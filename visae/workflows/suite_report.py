@@ -183,7 +183,8 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
         "lr": [row.setting.lr for row in rows],
         "normaliser": [row.setting.normaliser for row in rows],
         "mfr": [row.setting.mfr or None for row in rows],
-        "options": [", ".join(f"{k}={v}" for k, v in row.setting.options.items()) or None for row in rows],
+        "options": [_listed(row.setting.options) for row in rows],
+        "schemes": [_listed(row.setting.schemes) for row in rows],
     }
     columns = {key: cells for key, cells in told.items() if key == "kind" or len({str(cell) for cell in cells}) > 1}
     columns |= {
@@ -197,6 +198,10 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
         columns["shared"] = [None if row.shared is None else f"{row.shared:.2f}" for row in rows]
         columns["alive"] = [None if row.shared_alive is None else f"{row.shared_alive:.2f}" for row in rows]
     return list(columns), [list(cells) for cells in zip(*columns.values(), strict=True)]
+
+
+def _listed(table: Mapping[str, Any]) -> str | None:
+    return ", ".join(f"{key}={value}" for key, value in table.items()) or None
 
 
 def _over_noise(rows: Sequence[Row]) -> dict[str, list[Any]]:
@@ -213,20 +218,21 @@ def _over_noise(rows: Sequence[Row]) -> dict[str, list[Any]]:
 
 
 def points(rows: Sequence[Row]) -> list[Point]:
-    """What the picture shows: a line per kind, and per width, rate, normaliser or option where these were crossed."""
+    """What the picture shows: a line per kind, and per width, rate, normaliser or schemes where these were crossed."""
     told = [
         {
             "latents": row.setting.latents or f"{row.setting.expansion:g} d",
             "lr": row.setting.lr,
             "normaliser": row.setting.normaliser,
             "mfr": row.setting.mfr,
+            "schemes": _listed(row.setting.schemes),
         }
         for row in rows
     ]
     crossed = [key for key in told[0] if len({str(one[key]) for one in told}) > 1]
     return [
         Point(
-            line=", ".join([row.kind, *(f"{key} {one[key]}" for key in crossed)]),
+            line=", ".join([row.kind, *(f"{key} {one[key]}" for key in crossed if one[key] is not None)]),
             panel=row.setting.site,
             l0=row.l0,
             fvu=row.fvu,

@@ -6,21 +6,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor
-
 from visae.data.sample import ImageData, PromptData
 from visae.evaluate import Evaluation
 from visae.model import AdaptedModel
 from visae.pipelines import AdaptedPipeline
-from visae.sae import Dictionary, Ensemble, Rows, load_sae, make_sae, save_sae
+from visae.sae import Dictionary, Ensemble, load_sae, make_sae, save_sae
 from visae.store import StoreMeta
 from visae.store.errors import human
 from visae.store.estimate import duration
-from visae.train import Member, Suite, TrainConfig
+from visae.train import Member, Suite, TrainConfig, Trainer
 from visae.train.stacking import CELLS
 from visae.workflows.estimate import TrainingEstimate, training_estimate
 from visae.workflows.extract import announce
-from visae.workflows.held_out import judged
+from visae.workflows.held_out import judged, wanted
 from visae.workflows.options import Schemes, kind_choices
 from visae.workflows.prepare import begin, describe, finished, plain
 from visae.workflows.run import Run
@@ -60,6 +58,26 @@ class Job:
         return kind_choices(self.setting.kind, self.setting.k or 0, self.setting.options)
 
     @property
+    def schemes(self) -> dict[str, Any]:
+        """How it is trained, as settings of `TrainConfig`."""
+        return {key: getattr(self.config, key) for key in Schemes().settings()}
+
+    def check(self) -> None:
+        """Refuses what its dictionary cannot be, and schemes that it has no use for.
+
+        Raises:
+            ValueError: with its name, where schemes are the reason.
+        """
+        sae = self.sae()
+        try:
+            Trainer(sae, replace(self.config, mfr=0.0), progress=False)  # alone it has no peers
+        except ValueError as error:
+            raise ValueError(
+                f"{self.name}: {error}. In a sweep, schemes for some only stand in their case, as in "
+                "cases: [{}, {kind: relu_l1, schemes: {resample_every: 500}}]"
+            ) from error
+
+    @property
     def finished(self) -> bool:
         """Whether its dictionary lies there already."""
         return finished(self.run, self.meta, self.config)
@@ -74,7 +92,7 @@ class Work:
         common: options that all members share, for their folders.
         out: folder of the suite.
         order: seed of the order of the rows.
-        schemes: how training departs from the plain run.
+        schemes: how training departs from the plain run, where a setting has no other.
         held_out: images or prompts to measure on, and to look at while training, where schemes do.
     """
 
@@ -100,8 +118,8 @@ class Work:
             configs: how, by site.
 
         Raises:
-            ValueError: if a folder holds a run with other options, each named; for two settings of one name, or a
-                dictionary that cannot be.
+            ValueError: if a folder holds a run with other options, each named; for two settings of one name, a
+                dictionary that cannot be, or schemes that it cannot have.
         """
         jobs: dict[str, Job] = {}
         for setting in settings:
@@ -109,23 +127,22 @@ class Work:
             name = setting.name(meta.d)
             if name in jobs:
                 raise ValueError(f"two settings of the sweep come to the same dictionary, {name}: name one of them")
-            settled = replace(configs[setting.site], lr=setting.lr, seed=setting.seed, mfr=setting.mfr)
-            jobs[name] = Job(name, setting, self._begin(name, setting, meta), settled, meta)
+            own = {"lr": setting.lr, "seed": setting.seed, "mfr": setting.mfr, **setting.schemes}
+            config = replace(configs[setting.site], **own)
+            jobs[name] = Job(name, setting, Run(self.out / name, {}), config, meta)
         for job in jobs.values():
-            job.sae()  # what no dictionary can have is refused before anything runs
-        return list(jobs.values())
+            job.check()  # before anything runs or is written
+        return [replace(job, run=self._begin(job.name, job.setting, job.meta)) for job in jobs.values()]
 
     def _begin(self, name: str, setting: Setting, meta: StoreMeta, **more: Any) -> Run:
-        told = asdict(setting) | {"latents": setting.width(meta.d), "options": setting.options} | more
+        schemes = asdict(self.schemes) | setting.schemes
+        told = asdict(setting) | {"latents": setting.width(meta.d), "schemes": schemes} | more
         return begin(self.out / name, plain(self.common | told))
 
     def train(self, jobs: Sequence[Job], stages: int = 1) -> dict[str, str]:
         """Trains what is not there yet; returns why members failed, by name."""
         todo = _with_peers(jobs)
-        announce(
-            estimate(todo, len(jobs), self.schemes)
-            + (f"; then {stages - 1} more such stages of boosting" * (stages > 1))
-        )
+        announce(estimate(todo, len(jobs)) + f"; then {stages - 1} more such stages of boosting" * (stages > 1))
         if not todo:
             return {}
         failed: dict[str, str] = {}
@@ -138,7 +155,8 @@ class Work:
         sites = list(dict.fromkeys(job.setting.site for job in jobs))
         members = [Member(job.name, job.sae(), job.config, job.setting.site, job.after) for job in jobs]
         loaders = self.rows.loaders(jobs[0].config.batch, self.order, sites)
-        result = Suite(members, self.out).fit(loaders, self._looks(sites), resume=True)
+        looks = self.rows.first(self.held_out, sites) if jobs[0].config.validate_every else None
+        result = Suite(members, self.out).fit(loaders, looks, resume=True)
         for job, member in zip(jobs, members, strict=True):
             if job.name in result.results:
                 source = self.rows.sources[job.setting.site]
@@ -146,10 +164,6 @@ class Work:
                     member.sae, job.run.folder, describe(self.adapted, source, job.config, result.results[job.name])
                 )
         return result.failed
-
-    def _looks(self, sites: Sequence[str]) -> dict[str, list[Tensor | Rows]] | None:
-        """Held-out rows by site, where training looks at them."""
-        return None if self.schemes.validate_every is None else self.rows.first(self.held_out, sites)
 
     def entry(self, job: Job) -> Entry:
         """A finished dictionary, to be measured."""
@@ -214,7 +228,7 @@ class Work:
         measured = {name: evaluation.metrics() for name, evaluation in evaluations.items()}
         for entry in entries:
             told = plain(measured[entry.name].to_dict()) | {"data": held_out.name, "held_out": held_out is not data}
-            save_sae(entry.sae, entry.folder, judged(Run(entry.folder, {}).card, told, entry.folder))
+            save_sae(entry.sae, entry.folder, judged(Run(entry.folder, {}).card, told, entry.folder, wanted(entry.sae)))
         return compare(entries, measured), next(iter(measured.values())).n, held_out.name
 
 
@@ -227,10 +241,13 @@ def _by_setting(jobs: Iterable[Job]) -> list[list[Job]]:
 
 
 def _by_budget(jobs: Iterable[Job]) -> list[list[Job]]:
-    """Jobs that see as many rows, together; sites that bring other numbers of tokens are trained by themselves."""
+    """Jobs that see as many rows, together; sites that bring other numbers of tokens are trained by themselves.
+
+    So are those that look at held-out rows: thresholds would be set on them for all.
+    """
     groups: dict[Any, list[Job]] = defaultdict(list)
     for job in jobs:
-        groups[job.config.tokens, job.config.stat_rows].append(job)
+        groups[job.config.tokens, job.config.stat_rows, job.config.validate_every is None].append(job)
     return list(groups.values())
 
 
@@ -253,19 +270,18 @@ def check_ensembles(jobs: Sequence[Job]) -> None:
         Ensemble("bag", [job.sae()])
 
 
-def estimate(todo: Sequence[Job], members: int, schemes: Schemes) -> str:
+def estimate(todo: Sequence[Job], members: int) -> str:
     """What training will cost, in words; time from a few steps of every kind and width."""
     if not todo:
         return f"suite: all {members} dictionaries are there already"
-    costs: dict[tuple[str, int, int, int], TrainingEstimate] = {}
+    costs: dict[Any, TrainingEstimate] = {}
     memory, seconds, cells, most = 0, 0.0, 0, max(job.config.tokens or 0 for job in todo)
     for job in todo:
         one, d, config = job.setting, job.meta.d, job.config
-        key = one.kind, d, one.width(d), config.tokens or 0
+        form, rows = (one.kind, d, one.width(d)), config.tokens or 0
+        key = *form, rows, repr(one.schemes)
         if key not in costs:
-            costs[key] = training_estimate(
-                *key[:3], job.options, key[3], config.batch, config.device, schemes.settings()
-            )
+            costs[key] = training_estimate(*form, job.options, rows, config.batch, config.device, job.schemes)
         cells += config.batch * one.width(d)
         memory += costs[key].memory - 2 * config.batch * one.width(d)
         seconds += costs[key].seconds
