@@ -9,6 +9,17 @@ D, F = 16, 64
 torch.set_num_threads(1)  # tensors this small only lose time between threads
 
 
+OVER = ("abs_topk", "adaptive_k", "batch_topk", "feature_choice", "gated", "jumprelu", "p_anneal", "relu_l1")
+FORMS = {
+    **{kind: (kind, {}) for kind in kinds()},
+    **{f"archetypal {name}": ("archetypal", {"activation": name}) for name in OVER},
+    "relu_l1 tanh": ("relu_l1", {"penalty": "tanh"}),
+    "topk multi": ("topk", {"multi": 0.125}),
+    "feature_choice aux": ("feature_choice", {"aux": 0.5}),
+}
+"""Kinds as they are, and with options that bring parts of their own: name to kind and options."""
+
+
 def make_small(kind, **options):
     return make_sae(kind, D, F, **({"k": 4} if "k" in kind_options(kind) else {}), **options)
 
@@ -28,6 +39,12 @@ def shake(parameters, size, seed):
 @pytest.fixture(params=kinds())
 def kind(request):
     return request.param
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    """Name, kind and options, see `FORMS`."""
+    return request.param, *FORMS[request.param]
 
 
 @pytest.fixture(params=normalisers())
@@ -77,9 +94,10 @@ def gradients(bring):
 
 
 @pytest.fixture
-def sae(kind, bring):
-    """A dictionary of every kind, ready for inference."""
-    made = make_small(kind)
+def sae(form, bring):
+    """A dictionary of every form, ready for inference."""
+    _, kind, options = form
+    made = make_small(kind, **options)
     initialise(made, bring(made, draw_tokens()))
     shake(made.modulation.parameters(), 0.1, 4)  # it starts as none at all
     made.calibrate([bring(made, draw_tokens(seed=6))])

@@ -101,7 +101,8 @@ def test_codes_equal_the_written_out_formula(sae, tokens, bring):
             p.add_(0.1 * torch.rand(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(2)))
     u = sae.modulation((x - sae.mean) * sae.normaliser.scale, side)
     pre = pairs(sae, u) if sae.kind == "kron" else (u - sae.b_dec) @ sae.W_enc.T + sae.b_enc
-    expected = LOOKING[sae.kind](sae, pre, u) if sae.kind in LOOKING else FORMULAS[sae.kind](sae, pre)
+    name = sae.options.get("activation", sae.kind)
+    expected = LOOKING[name](sae, pre, u) if name in LOOKING else FORMULAS[name](sae, pre)
     assert torch.allclose(sae.encode(x, **side).to_dense(), expected, atol=1e-12)
 
 

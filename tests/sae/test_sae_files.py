@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from visae.sae import Card, MismatchError, load_card, load_sae, save_sae
+from visae.sae import ABOUT, Card, MismatchError, initialise, load_card, load_sae, save_sae
 from visae.sites import Site
 
 MODEL = {"id": "visae:tiny-clip", "revision": "abc123"}
@@ -39,9 +39,24 @@ def test_every_kind_comes_back_with_the_same_codes_and_its_card(sae, tokens, tmp
     assert not loaded.training
     assert loaded.card == written == load_card(tmp_path / "sae")
     assert (written.model, written.metrics["fvu"], written.schema) == (MODEL, 0.25, 1)
+    assert written.status == ABOUT[sae.kind].status
     if sae.kind == "batch_topk":
         assert written.threshold == pytest.approx(float(sae.activation.threshold))
     assert sorted(p.name for p in (tmp_path / "sae").iterdir()) == ["sae.json", "sae.safetensors"]
+
+
+def test_cards_of_before_have_no_status_and_get_one_when_saved_again(small, tokens, tmp_path):
+    sae = small("vsae")
+    initialise(sae, tokens())
+    save_sae(sae, tmp_path)
+    file = tmp_path / "sae.json"
+    data = json.loads(file.read_text())
+    assert data.pop("status").startswith("experimental: a worse reconstruction than topk")
+    file.write_text(json.dumps(data))
+    loaded = load_sae(tmp_path)
+    assert loaded.card.status == ""
+    assert save_sae(loaded, tmp_path).status == ABOUT["vsae"].status
+    assert loaded.card.updated(kind="bag").status == "", "the registry does not describe ensembles"
 
 
 @dataclass

@@ -23,9 +23,10 @@ def uneven(n=200, seed=5):
 
 
 @pytest.fixture
-def used(kind, normaliser, small, bring):
+def used(form, normaliser, small, bring):
     """As after training: nothing has a value that hides a mistake (biases off 0, rows of other lengths where free)."""
-    sae = small(kind, normaliser=normaliser)
+    _, kind, options = form
+    sae = small(kind, normaliser=normaliser, **options)
     initialise(sae, bring(sae, uneven(600)))
     g = torch.Generator().manual_seed(3)
     with torch.no_grad():

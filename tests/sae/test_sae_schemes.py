@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from visae.ops import Eager, Reference
-from visae.sae import ABOUT, kinds, make_sae
+from visae.sae import ABOUT, KINDS, kinds, make_sae, register_kind
 from visae.sae.penalties import Orthogonal
 from visae.sae.penalties.base import Pass
 from visae.sae.schemes import Prefixes
@@ -103,5 +103,15 @@ def test_every_kind_says_what_it_is():
         assert about.formula
         assert about.paper
         assert about.status.startswith(("stable", "experimental: "))
+        doc = KINDS[kind].__doc__
+        assert all(text in doc for text in (about.formula, about.paper, about.status)), "help shows them"
+        assert doc.index(about.formula) < doc.index("Args:\n    d: length of a token.")
+        assert not doc.startswith((" ", "\n"))
+    assert "mutual choice" in ABOUT["batch_topk"].paper
+    assert all(ABOUT[kind].experimental for kind in ("matryoshka", "hierarchical_topk"))
+    with pytest.raises(ValueError, match="registered already"):
+        register_kind("topk", formula="another", paper="another")(KINDS["atm"])
+    assert ABOUT["topk"].formula != "another"
+    assert "another" not in KINDS["atm"].__doc__
     with pytest.raises(KeyError, match="penalty"):
         make_sae("relu_l1", 4, 8, penalty="l7")

@@ -7,6 +7,7 @@ from typing import Any
 
 from visae import __version__
 from visae.clock import noise_scale
+from visae.sae.registry import status
 
 SCHEMA = 1
 
@@ -21,6 +22,8 @@ class Card:
 
     Attributes:
         kind: architecture, a name of `visae.sae.kinds()`.
+        status: of the kind in the registry when the card was written: `stable`, or `experimental: ` and why; empty for
+            baselines and ensembles, and on cards of before.
         d: length of a token.
         n_latents: width F.
         options: of the kind (k, coefficients, ...).
@@ -65,6 +68,7 @@ class Card:
     version: str = __version__
     weights: str = ""
     schema: int = SCHEMA
+    status: str = ""
 
     def to_json(self) -> str:
         """JSON text; what JSON cannot hold (NaN, odd types) is refused, not rounded."""
@@ -96,8 +100,9 @@ class Card:
         return cls(**data)
 
     def updated(self, **changes: Any) -> "Card":
-        """A card with some entries replaced."""
-        return replace(self, **changes)
+        """A card with some entries replaced; a kind brings its status."""
+        told = {"status": status(changes["kind"])} if "kind" in changes else {}
+        return replace(self, **told | changes)
 
     def check(self, model: Any = None, site: Any = None) -> None:
         """Refuses another model or site than the card's, and a scheduler whose noise levels mean something else.

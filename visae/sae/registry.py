@@ -39,9 +39,32 @@ ABOUT: dict[str, About] = {}
 
 
 def register_kind(name: str, *, formula: str, paper: str, experimental: str = "") -> Callable[[Builder], Builder]:
-    """Decorator that files the builder of a kind together with what `visae kinds` says of it."""
-    ABOUT[name] = About(formula, paper, experimental)
-    return KINDS.register(name)
+    """Decorator that files the builder of a kind together with what `visae kinds` and its docstring say of it.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
+    about = About(formula, paper, experimental)
+
+    def add(builder: Builder) -> Builder:
+        KINDS.register(name)(builder)
+        ABOUT[name] = about
+        builder.__doc__ = _told(about, inspect.getdoc(builder) or "")
+        return builder
+
+    return add
+
+
+def _told(about: About, doc: str) -> str:
+    """A builder's docstring with its description after the summary, for `help`."""
+    summary, _, rest = doc.partition("\n\n")
+    facts = f"    {about.formula}\n\nPaper: {about.paper}. Status: {about.status}."
+    return "\n\n".join(part for part in (summary, facts, rest) if part)
+
+
+def status(kind: str) -> str:
+    """`About.status` of a kind, for cards; empty for what the registry does not describe (baselines, ensembles)."""
+    return ABOUT[kind].status if kind in ABOUT else ""
 
 
 def kinds() -> list[str]:

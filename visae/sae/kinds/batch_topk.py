@@ -11,10 +11,10 @@ from visae.sae.registry import register_kind
 @register_kind(
     "batch_topk",
     formula="z = ReLU(a) on the n k largest a of a batch; a > threshold at inference",
-    paper="Bussmann et al. 2024",
+    paper="Bussmann et al. 2024; as mutual choice Ayonrinde 2024",
 )
 def batch_topk(d: int, n_latents: int, k: float = 32, aux: float = 1 / 32, k_aux: int | None = None) -> Dictionary:
-    """BatchTopK (Bussmann et al. 2024): k codes per token on average, more where the token needs them.
+    """BatchTopK, also called mutual choice: k codes per token on average, more where the token needs them.
 
     Args:
         d: length of a token.

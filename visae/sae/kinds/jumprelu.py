@@ -33,8 +33,8 @@ def jumprelu(
         n_latents: width F.
         k: codes per token to aim at; with the penalty `l0` only where training starts.
         l0: coefficient of the squared relative miss of the target (None: 0.3), or what one code per dimension of a
-            token costs (None: 0.1).
-        penalty: `target` or `l0`.
+            token costs (None: 0.1), which alone decides how many codes are left.
+        penalty: `target`, which holds k, or `l0`: its coefficient has to be tuned for the L0 that is wanted.
         eps: width of the straight-through rectangle, as a share of the threshold at the start.
         aux: coefficient of the loss that revives dead latents.
         k_aux: codes per token in that loss; None takes `min(d / 2, 512)`.

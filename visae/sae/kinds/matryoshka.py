@@ -13,6 +13,7 @@ from visae.sae.schemes import Prefixes
     "matryoshka",
     formula="batch_topk; FVU averaged over prefixes of the dictionary",
     paper="Bussmann et al. 2025",
+    experimental="nesting has a price off hierarchies: FVU 0.145 where topk leaves 0.129 (visae bench quality)",
 )
 def matryoshka(
     d: int,
