@@ -182,7 +182,7 @@ def tiny_dit() -> PipelineRecipe:
     return PipelineRecipe(
         "tiny-dit",
         {"denoiser": transformer, "scheduler": scheduler, "text_encoder": text_encoder},
-        steps=27_000,
+        steps=31_500,
         batch=32,
         lr=1e-3,
         warmup=500,
