@@ -38,7 +38,7 @@ REACH = {  # form and term; what is not named reaches what all have
     ("archetypal relu_l1", "l1"): MIXED,  # atoms have lengths, by which codes count
     ("archetypal p_anneal", "p_anneal"): MIXED,
     ("archetypal gated", "recon"): MIXED | GATE,
-    ("archetypal gated", "gate_l1"): CODES,
+    ("archetypal gated", "gate_l1"): MIXED,
     ("archetypal gated", "gate_recon"): CODES,
     ("archetypal jumprelu", "recon"): MIXED | JUMP,
     ("archetypal jumprelu", "target_l0"): JUMP,

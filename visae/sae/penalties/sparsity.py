@@ -170,7 +170,7 @@ class L0(Penalty):
 
 
 class GateL1(Penalty):
-    """`coefficient * mean_n sum_j ReLU(gate_j) / sqrt(d)`: sparsity of a gated dictionary acts on its gates alone."""
+    """`coefficient * mean_n sum_j ReLU(gate_j) |d_j| / sqrt(d)`: a gated dictionary's gates alone are made sparse."""
 
     name = "gate_l1"
     shards = True
@@ -181,7 +181,7 @@ class GateL1(Penalty):
 
     def forward(self, run: Pass) -> Tensor:
         """See `Penalty.forward`."""
-        size = share().latents.plus(run.entries().map(torch.relu).l1())
+        size = share().latents.plus(run.entries().map(torch.relu).l1(_norms(run)))
         return ramp(run.progress, self.warmup) * self.coefficient * size / run.u.shape[1] ** 0.5
 
 
