@@ -46,7 +46,7 @@ def model(tiny_pipelines, dictionary, few_cells, monkeypatch):
     studio, bench = import_module("visae.workflows.studio"), import_module("visae.workflows.bench_erase")
     monkeypatch.setattr(Place, "load", lambda _: made)
     monkeypatch.setattr(bench, "dictionaries", lambda *_, **__: {SITE: made.sae})
-    monkeypatch.setattr(studio, "JUDGES", {"judge": by_brightness})
+    monkeypatch.setattr(studio, "JUDGES", dict.fromkeys(("judge", "tiny-clip"), by_brightness))
     monkeypatch.setattr(studio, "clip_vectors", small)
     return made
 
