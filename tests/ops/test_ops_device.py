@@ -20,7 +20,7 @@ WAITS = {
     "atm": "how many latents a mask leaves likewise",
     "feature_choice": "how many entries its columns keep likewise",
     "gated": "whether few enough codes are left for the sparse kernels is looked up",
-    "gba": "it counts its steps in a buffer",
+    "gba": "whether enough tokens have come to move its biases is looked up",
     "jumprelu": "as for gated",
     "p_anneal": "as for gated",
     "relu_l1": "as for gated",
@@ -54,11 +54,10 @@ def steps(kind, precision, kernels, bring):
     rows = bring(sae, torch.randn(48, 16))
     initialise(sae, rows)
     sae = sae.to("meta").train()
-    rows = (
-        Rows(rows.rows.to("meta"), {name: t.to("meta") for name, t in rows.side.items()})
-        if sae.needs
-        else rows.to("meta")
-    )
+    if isinstance(rows, Rows):
+        rows = Rows(rows.rows.to("meta"), {name: t.to("meta") for name, t in rows.side.items()})
+    else:
+        rows = rows.to("meta")
     ops = Fused(kernels, precision)
     adam = Adam(dict(sae.named_parameters()), sae.unit_parameters(), ops=ops)
     for dead in (None, torch.arange(0, 64, 3, device="meta")):
@@ -83,7 +82,7 @@ def test_a_step_stays_on_the_device_and_asks_it_for_nothing(kind, precision, gpu
 RUNS = """
 import sys
 import torch
-from visae.sae import kind_options, kinds, make_sae
+from visae.sae import make_sae
 from visae.train import Planted, PlantedConfig, TrainConfig, Trainer
 
 world, found = PlantedConfig(d=32, n_features=64, active=4, noise=0.0), {}

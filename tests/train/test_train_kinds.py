@@ -95,29 +95,14 @@ def test_where_latents_choose_none_is_dead_and_uneven_tokens_get_what_they_need(
     assert metrics["feature_choice"]["val_fvu"] <= 0.85 * metrics["topk"]["val_fvu"]
 
 
-class Images:
-    """Tokens of the shipped model on the built-in world, shuffled."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(0)
-        while True:
-            yield self.rows[torch.randint(len(self.rows), (512,), generator=generator)]
-
-    def sample(self, _n):
-        return self.rows, None
-
-
-def test_two_seeds_of_atoms_near_data_agree_more_than_free_ones_on_images():
+def test_two_seeds_of_atoms_near_data_agree_more_than_free_ones_on_images(shuffled):
     from visae import load_data, load_model
     from visae.store import Stream
 
     stream = Stream(load_model("visae:tiny-clip"), "blocks.3", load_data("world:train?n=100&objects=1"), workers=0)
     rows = torch.cat([chunk.rows for chunk in stream.chunks()]).float()
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
-    world, shared, fvu = (Images(rows[1000:]), Images(rows[:1000])), {}, {}
+    world, shared, fvu = (shuffled(rows[1000:], 512), shuffled(rows[:1000], 512)), {}, {}
     for kind, options in (("topk", {}), ("archetypal", {"points": 512})):
         pair = [train(kind, world, 100, seed=seed, k=8, **options) for seed in (0, 1)]
         fvu[kind] = pair[0][1]["val_fvu"]

@@ -27,18 +27,6 @@ def test_tokens_that_were_never_seen_get_k_codes(kind):
     assert float(sae.encode(x).l0().double().mean()) == pytest.approx(K, rel=0.03)
 
 
-class Images:
-    """Batches of tokens of the shipped model, drawn with replacement."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(0)
-        while True:
-            yield self.rows[torch.randint(len(self.rows), (256,), generator=generator)]
-
-
 @pytest.fixture(scope="module")
 def images():
     """Tokens of the shipped model on images, to train on and held out."""
@@ -49,17 +37,19 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def plain(images):
+def plain(images, shuffled):
     """Metrics of `topk` on images."""
     train, held_out = images
-    return fitted(make_sae("topk", 160, 640, k=16), Images(train), [held_out], 100)
+    return fitted(make_sae("topk", 160, 640, k=16), shuffled(train, 256), [held_out], 100)
 
 
 @pytest.mark.parametrize("kind", ["adaptive_k", "feature_choice"])
-def test_on_tokens_of_images_too_where_early_codes_add_to_the_error_and_entries_are_negative(kind, images, plain):
+def test_on_tokens_of_images_too_where_early_codes_add_to_the_error_and_entries_are_negative(
+    kind, images, plain, shuffled
+):
     train, held_out = images
     sae = make_sae(kind, 160, 640, k=16)
-    metrics = fitted(sae, Images(train), [held_out], 100)
+    metrics = fitted(sae, shuffled(train, 256), [held_out], 100)
     assert metrics["l0"] == pytest.approx(16, rel=0.01)
     assert metrics["val_l0"] == pytest.approx(16, rel=0.03)
     fires = (sae.encode(held_out).to_dense() != 0).any(0).double().mean()

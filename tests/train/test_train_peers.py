@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -62,6 +63,7 @@ def test_a_peer_is_timed_beside_the_tiers_and_one_whose_step_fails_is_named(thre
     assert not [row for row in bench_step(SMALL, repeats=1)["rows"] if row["what"] == "peer"]
     other = Size(16, 64, 64, 4, "gated")
     assert not [row for row in bench_step(other, repeats=1, peers=True)["rows"] if row["what"] == "peer"]
+    assert rivals.rivals(replace(SMALL, device="cuda"), []) == ({}, {"other libraries": "they are timed on a CPU only"})
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)

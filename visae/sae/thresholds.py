@@ -261,12 +261,11 @@ class Chosen:
     Attributes:
         weights: `[F]` which shares are proportional to.
         k: their sum.
-        signed: see `Rule`.
     """
 
     weights: Tensor
     k: float
-    signed: bool = False
+    signed = False
 
     def shares(self, pre: Tensor, group: ops.Group) -> Tensor:
         """`[F]` share of the rows, those `[n, F]` of all processes of a group, that each latent keeps."""
@@ -274,7 +273,7 @@ class Chosen:
         return filled(self.weights.double(), self.k, positive)
 
     def _rule(self, pre: Tensor) -> Rule:
-        return ops.feature_choice(self.shares(pre, ops.share().rows), self.signed)
+        return ops.feature_choice(self.shares(pre, ops.share().rows))
 
     def mask(self, pre: Tensor) -> Tensor:
         """See `Rule`."""

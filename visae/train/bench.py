@@ -124,9 +124,7 @@ def bench_step(size: Size, repeats: int = 10, progress: bool = False, peers: boo
 
     data = batches(size)
     plain = tokens(data)
-    others, failed = rivals(size, plain) if peers and size.device == "cpu" else ({}, {})
-    if peers and size.device != "cpu":
-        failed["other libraries"] = "they are timed on a CPU only"
+    others, failed = rivals(size, plain) if peers else ({}, {})
     jobs: dict[str, Callable[[], None]] = {
         "fp32 floor": floor(size, torch.float32, plain[0]),
         "bf16 floor": floor(size, torch.bfloat16, plain[0]),

@@ -22,6 +22,11 @@ class LoaderEnded(ValueError):
 class Batches(Protocol):
     """What a run asks of its batches: `Feed`, or a share in one."""
 
+    @property
+    def n_rows(self) -> int | None:
+        """Rows of one pass, over all processes, where they are known."""
+        ...
+
     def __next__(self) -> Tensor | Rows:
         """The next batch `[b, d]`."""
         ...
@@ -132,7 +137,7 @@ class Feed:
 
     @property
     def n_rows(self) -> int | None:
-        """Rows of one pass, over all processes, of a list of batches or a loader with this attribute; else None."""
+        """See `Batches`: of a list of batches, or of a loader with this attribute."""
         if not isinstance(self.loader, list | tuple):
             return getattr(self.loader, "n_rows", None)
         batches = (getattr(raw, "rows", raw) for raw in self.loader)

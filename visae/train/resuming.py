@@ -130,14 +130,20 @@ def _keep_rows_per_step(trainer: "Trainer", rows_per_step: int, before: int) -> 
 
 def rows_per_step(out: Path) -> int | None:
     """Rows per step, over all processes, of the run in a folder; None where none has left a checkpoint."""
-    found = checkpoint.listing(out / "checkpoints")
-    return int(checkpoint.notes(found[-1])["run"]["rows_per_step"]) if found else None
+    told = _last_notes(out)
+    return int(told["run"]["rows_per_step"]) if told else None
 
 
 def rows_done(out: Path) -> int:
     """Rows that the run in a folder was trained on by its last checkpoint, over all processes."""
+    told = _last_notes(out)
+    return int(told["samples"]) if told else 0
+
+
+def _last_notes(out: Path) -> dict[str, Any]:
+    """What the last checkpoint of a run says beside its tensors; empty where there is none."""
     found = checkpoint.listing(out / "checkpoints")
-    return int(checkpoint.notes(found[-1])["samples"]) if found else 0
+    return checkpoint.notes(found[-1]) if found else {}
 
 
 def _part(saved: checkpoint.Checkpoint, prefix: str) -> dict[str, torch.Tensor]:

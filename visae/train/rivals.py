@@ -55,11 +55,13 @@ Rival = tuple[Callable[[], None], Callable[[], float]]
 
 
 def rivals(size: Size, data: Sequence[Tensor]) -> tuple[dict[str, Rival], dict[str, str]]:
-    """For every installed peer with this kind, in fp32 and under autocast: its step.
+    """For every installed peer with this kind, in fp32 and under autocast: its step. On a CPU only.
 
     Returns:
         Name to the step; name to why a peer is not among them.
     """
+    if size.device != "cpu":
+        return {}, {"other libraries": "they are timed on a CPU only"}
     found, failed = installed()
     jobs: dict[str, Rival] = {}
     for peer in found.values():

@@ -212,7 +212,7 @@ class Trainer:
 
     def _start(self, feed: Batches, resume: bool) -> None:
         """Restores or begins."""
-        self.pass_rows = getattr(feed, "n_rows", None)
+        self.pass_rows = feed.n_rows
         found = resuming.newest(self, resume)
         if found is not None:
             resuming.restore(self, checkpoint.load(found, self.shards.part), feed)
